@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a fresh clone, make, git and Python 3.11 to 3.13 are enough.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test clean
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+SOURCES := data_sharding kd cluster tuning benchmarks tests
+
+help:
+	@echo "make demo        the whole job on built-in data: teacher, cache, students alone and distilled, one table"
+	@echo "make check test  lint, format, types, import directions; all tests"
+	@echo "make setup       only the environment (.venv)"
+
+setup: .venv/.ready
+
+# uv where it is there, else venv and pip; exact versions, bytecode compiled once (it halves every process start).
+.venv/.ready: requirements.lock
+	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 || { echo "minnow: this platform ($$(uname -s) $$(uname -m)) \
+	is not served: requirements.lock holds wheels for Linux on x86_64"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "minnow: no Python 3.11, 3.12 or 3.13 found; install one or set PYTHON=..."; exit 1; }
+	@echo "minnow: setting up .venv with $$($(PYTHON) --version) (some minutes and 7 GB, once)"
+	@rm -rf .venv
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv -q --python "$(PYTHON)" .venv && \
+		uv pip install -q --compile-bytecode --no-deps --python $(BIN)/python -r requirements.lock; \
+	else \
+		"$(PYTHON)" -m venv .venv && $(BIN)/python -m pip install -q --no-deps -r requirements.lock; \
+	fi
+	@touch .venv/.ready
+
+demo: setup
+	@$(BIN)/python -m cluster.demo
+
+check: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,191 @@
+"""From a checked recipe to the objects of a run: data, student, teachers, lessons. Used by every verb and worker."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.config import RunConfig, evaluation_views, to_tree
+from cluster.grammar import ConfigError
+from cluster.sections import TeacherConfig
+from data_sharding.cache_key import CacheKey, library_versions
+from data_sharding.record import Category
+from data_sharding.shards import PackedDataset
+from data_sharding.views import ViewConfig, ViewTable
+from data_sharding.world import World
+from kd import student as student_files
+from kd.assistants import AssistantTrainer
+from kd.detectors.base import Detector, Shapes
+from kd.distiller import Lesson
+from kd.methods.base import Method, MethodConfig, Pair
+from kd.plugins import plugin
+from kd.teacher import aligned_shapes, all_reads
+
+TEACHER_BATCH = 8
+"""Images per forward that fills a cache: part of the cache's key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A packed split and its views."""
+
+    dataset: PackedDataset
+    views: ViewTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTeacher:
+    """A teacher read from its folder, with what the recipe says of it."""
+
+    config: TeacherConfig
+    detector: Detector
+    detector_config: object
+    categories: tuple[Category, ...]
+    sha256: str
+
+
+def split_folder(config: RunConfig, split: str) -> Path:
+    """Where a split is packed: one folder per data settings, shared by all runs in this storage."""
+    settings = json.dumps(to_tree(config)["data"], sort_keys=True).encode()
+    return Path(config.storage) / "data" / f"{config.data.name}-{hashlib.sha256(settings).hexdigest()[:12]}" / split
+
+
+def open_split(config: RunConfig, split: str, views: ViewConfig) -> Split:
+    """Open what `cluster.pack` wrote; ConfigError with the command where nothing was."""
+    folder = split_folder(config, split)
+    if not (folder / "manifest.json").exists():
+        raise ConfigError(f"{folder}: split {split!r} is not packed yet; run `python -m cluster.pack` with this recipe")
+    dataset = PackedDataset.open(folder)
+    return Split(dataset=dataset, views=ViewTable.open_or_draw(dataset, views))
+
+
+def open_train(config: RunConfig) -> Split:
+    """The training images under the recipe's views."""
+    return open_split(config, "train", config.views)
+
+
+def open_val(config: RunConfig) -> Split:
+    """The validation images, each rendered once, at the student's resolution."""
+    return open_split(config, "val", evaluation_views(config))
+
+
+def build_student(config: RunConfig, num_classes: int) -> Detector:
+    """The student with its first weights: a function of recipe and seed, whatever else the run holds."""
+    with _own_randomness(config.seed, "student"):
+        return plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+
+
+def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> LoadedTeacher:
+    """Read a teacher; strict, and it must know exactly the data set's classes in their order."""
+    try:
+        detector, info = student_files.load(teacher.weights)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"teachers: {teacher.name!r} is read from {teacher.weights}, where {error.filename} is missing; point "
+            "teachers.N.weights at the `student` folder that a training run ends with"
+        ) from None
+    mine, its = [c.name for c in categories], [c.name for c in info.categories]
+    if mine != its:
+        differing = [
+            f"{i}: data set {a!r}, teacher {b!r}" for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b
+        ]
+        raise ConfigError(
+            f"teachers: {teacher.name!r} knows {len(its)} classes, the data set has {len(mine)}, and they must be the "
+            f"same in the same order ({'; '.join(differing[:5]) or 'one list is longer'}); fine-tune the teacher on "
+            "this data set with `distill={}`"
+        )
+    frozen = detector.eval().requires_grad_(False)
+    return LoadedTeacher(
+        config=teacher, detector=frozen, detector_config=info.config, categories=info.categories, sha256=info.sha256
+    )
+
+
+def reads_of(config: RunConfig) -> frozenset[str]:
+    """The teacher's taps that the recipe's methods read."""
+    return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
+
+
+def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
+    """Everything that decides the bytes of this teacher's cache."""
+    shapes, reads = aligned_shapes(teacher.detector.shapes, student), reads_of(config)
+    taps = ["c5"] if "c5" in reads else []
+    channels = [shapes.c5_channels] if "c5" in reads else []
+    strides = [shapes.c5_stride] if "c5" in reads else []
+    if "pyramid" in reads:
+        taps += [f"p{stride.bit_length() - 1}" for stride in shapes.strides]
+        channels += [shapes.pyramid_channels] * len(shapes.strides)
+        strides += list(shapes.strides)
+    return CacheKey(
+        dataset_uid=train.dataset.uid,
+        views_uid=train.views.uid,
+        teacher=teacher.config.name,
+        weights_sha256=teacher.sha256,
+        mean=tuple(teacher.detector.mean.tolist()),
+        std=tuple(teacher.detector.std.tolist()),
+        factor=teacher.config.factor,
+        align=teacher.config.align,
+        taps=tuple(taps),
+        channels=tuple(channels),
+        strides=tuple(strides),
+        canvases=tuple(train.views.buckets),
+        codec=teacher.config.codec,
+        compute_dtype={"fp32": "float32", "bf16": "bfloat16"}[teacher.config.precision],
+        batch=TEACHER_BATCH,
+        versions=library_versions(),
+    )
+
+
+def cache_folder(config: RunConfig, key: CacheKey) -> Path:
+    """Where this key's cache is, shared by all runs in this storage."""
+    return Path(config.storage) / "caches" / f"{key.teacher}-{key.uid[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """What the student learns from its teachers, by lesson."""
+
+    lessons: Mapping[str, tuple[Lesson, Method]]
+    assistants: Mapping[str, AssistantTrainer]
+
+
+def build_lessons(
+    config: RunConfig, student: Shapes, teachers: Mapping[str, LoadedTeacher], world: World, device: torch.device
+) -> Taught:
+    """Every method with every teacher, each with its own adapters and, where it has one, its own assistant."""
+    lessons: dict[str, tuple[Lesson, Method]] = {}
+    assistants: dict[str, AssistantTrainer] = {}
+    for teacher in teachers.values():
+        pair = Pair(
+            student=student,
+            teacher=aligned_shapes(teacher.detector.shapes, student),
+            world=world,
+            accumulate=config.optim.accumulate,
+        )
+        for method, settings in config.distill.items():
+            name = method if len(teachers) == 1 else f"{teacher.config.name}/{method}"
+            module = plugin("kd.methods", method)
+            with _own_randomness(config.seed, f"method {name}"):
+                loss = module.Loss(settings, pair)
+            lesson = Lesson(name=name, teacher=teacher.config.name, config=settings, weight=teacher.config.weight)
+            lessons[name] = (lesson, loss)
+            if _has_assistant(module, settings):
+                with _own_randomness(config.seed, f"assistant {name}"):
+                    assistants[name] = AssistantTrainer(module.Assistant(settings, pair).to(device), world)
+    return Taught(lessons=lessons, assistants=assistants)
+
+
+def _has_assistant(module: object, settings: MethodConfig) -> bool:
+    return hasattr(module, "Assistant") and getattr(settings, "assisted", True)
+
+
+@contextmanager
+def _own_randomness(seed: int, purpose: str) -> Iterator[None]:
+    """Weights drawn inside depend on (seed, purpose) alone, and nothing outside notices."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+        yield

@@ -1,0 +1,42 @@
+"""Store what the teacher sees: its taps for every view, in Arrow shards, with size and break-even told first."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from cluster.command import command
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+
+
+def act(config: "RunConfig") -> None:
+    """Check the teachers, fill their caches and print what was written."""
+    from cluster.caching import fill_caches
+    from cluster.driver import ray_started
+    from cluster.gate import require_good_teachers
+    from cluster.grammar import ConfigError
+    from cluster.packing import pack_splits
+    from cluster.terminal import table
+
+    if not any(teacher.cache for teacher in config.teachers) or not config.distill:
+        raise ConfigError("nothing to cache: the recipe has no method, or no teacher with cache=true")
+    pack_splits(config)
+    with ray_started():
+        require_good_teachers(config)
+        filled = fill_caches(config)
+    rows = [
+        {
+            "teacher": name,
+            "taps": ", ".join(cache.key.taps),
+            "codec": cache.key.codec,
+            "MB": cache.bytes / 1e6,
+            "seconds": cache.seconds,
+            "folder": str(cache.folder),
+        }
+        for name, cache in filled.items()
+    ]
+    table("teacher caches", rows)
+
+
+if __name__ == "__main__":
+    sys.exit(command("cache_teacher", __doc__ or "", act))

@@ -1,0 +1,251 @@
+"""Fill the teacher caches of a recipe: Ray Data actors keep the teacher loaded and each write whole shards."""
+
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster import build
+from cluster.build import LoadedTeacher, Split
+from cluster.config import RunConfig, check, to_tree
+from cluster.driver import say, wants_gpu
+from cluster.terminal import progress
+from data_sharding.assemble import Assembler, Sample
+from data_sharding.batch import Batch, Taps
+from data_sharding.cache_cost import BreakEven, break_even, require_space
+from data_sharding.cache_key import CacheKey
+from data_sharding.cache_plan import estimate_bytes
+from data_sharding.cache_writer import CacheWriter
+from data_sharding.loader import NO_CACHES
+from data_sharding.world import World
+from kd.detectors.base import Detector, Shapes
+from kd.distiller import Distiller
+from kd.step import global_totals
+from kd.teacher import LiveTeacher
+
+PROBE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A cache that is ready."""
+
+    folder: Path
+    key: CacheKey
+    bytes: int
+    seconds: float
+    """Spent now; 0 for a cache that was there."""
+
+
+def fill_caches(config: RunConfig) -> dict[str, Filled]:
+    """Fill or complete the cache of every cached teacher. Ray must be started."""
+    if not config.distill:
+        return {}
+    train = build.open_train(config)
+    student = build.build_student(config, len(train.dataset.categories))
+    return {
+        teacher.name: _fill(config, build.load_teacher(teacher, train.dataset.categories), student, train)
+        for teacher in config.teachers
+        if teacher.cache
+    }
+
+
+def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
+    key = build.cache_key(config, teacher, student.shapes, train)
+    folder = build.cache_folder(config, key)
+    if (folder / "manifest.json").exists():
+        return Filled(folder=folder, key=key, bytes=_size(folder), seconds=0.0)
+    writer = CacheWriter(folder, key, train.dataset, train.views)
+    pending = [number for number, shard in enumerate(writer.shards) if writer.receipt(shard) is None]
+    if len(pending) == len(writer.shards):
+        _announce(config, key, teacher, student, train, folder)
+    began = time.perf_counter()
+    if pending:
+        _run_writers(config, teacher.config.name, [(n, len(writer.shards[n].positions)) for n in pending])
+    writer.finish()
+    return Filled(folder=folder, key=key, bytes=_size(folder), seconds=time.perf_counter() - began)
+
+
+def _announce(
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path
+) -> None:
+    """Say what it will take before the first byte; NotEnoughSpace where it does not fit."""
+    needed = estimate_bytes(key, train.dataset, train.views)
+    require_space(folder, needed)
+    verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
+    count = len(train.dataset) * train.views.config.count
+    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({key.codec}), in {folder}")
+    say(verdict.sentence)
+
+
+def measured_break_even(
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path, needed: int
+) -> BreakEven:
+    """The formula of the cache with this machine's own figures: one teacher forward, one student step, one file."""
+    samples = len(train.dataset) * train.views.config.count
+    count = min(key.batch, len(train.dataset))
+    with _Assembled(train, teacher.config.factor) as assembled:
+        batch = assembled.batch(np.arange(count), 0, same_canvas=True)
+    live = _live(teacher, student.shapes, build.reads_of(config))
+    teacher_seconds = _timed(lambda: live(batch)) / len(batch)
+    student_seconds = _timed(lambda: _student_step(student, batch)) / len(batch)
+    write, read = _disk_speed(folder)
+    epochs = max(1, round(config.optim.steps * config.optim.batch / max(1, len(train.dataset))))
+    return break_even(
+        student_seconds=student_seconds,
+        teacher_seconds=teacher_seconds,
+        bytes_per_image=needed / samples,
+        read_bandwidth=read,
+        write_bandwidth=write,
+        gpus=1,
+        epochs=epochs,
+        views=train.views.config.count,
+    )
+
+
+def _student_step(student: Detector, batch: Batch) -> None:
+    batch = batch.with_totals(global_totals(Distiller(student, {}), [batch], World()))
+    taps = student.features(student.normalise(batch.images, batch.geometry))
+    losses = student.task_losses(student.predict(taps.pyramid, batch.geometry), batch)
+    torch.stack(list(losses.values())).sum().backward()
+    student.zero_grad(set_to_none=True)
+
+
+def _timed(call: Any) -> float:
+    """Seconds of a call after a first one that warms up."""
+    call()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _disk_speed(folder: Path) -> tuple[float, float]:
+    """Bytes per second written with fsync, and read back past the page cache, in the cache's own folder."""
+    path = folder / "speed.tmp"
+    content = os.urandom(PROBE_BYTES)
+    try:
+        began = time.perf_counter()
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        written = time.perf_counter()
+        path.read_bytes()
+        return PROBE_BYTES / (written - began), PROBE_BYTES / (time.perf_counter() - written)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]) -> None:
+    """Give each pending shard to an actor; progress counts samples."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    gpu, threads = wants_gpu(config.resources.gpu, 1), config.resources.threads
+    total = ray.cluster_resources()
+    actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
+    actors = max(1, min(actors, len(pending)))
+    rows = [{"shard": number, "samples": samples} for number, samples in pending]
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ShardWriter,
+        fn_constructor_args=(to_tree(config), teacher),
+        batch_size=1,
+        concurrency=actors,
+        num_cpus=threads,
+        num_gpus=1 if gpu else 0,
+    )
+    with progress(f"cache {teacher}") as report:
+        done, all_samples = 0, sum(samples for _, samples in pending)
+        report(0, all_samples)
+        for row in written.iter_rows():
+            done += int(row["samples"])
+            report(done, all_samples)
+
+
+class ShardWriter:
+    """A Ray Data actor: the teacher stays loaded, each call writes whole shards."""
+
+    def __init__(self, tree: Mapping[str, Any], teacher: str) -> None:
+        config = check(tree, source="the driver's recipe")
+        # Rounding may depend on the number of threads: one number for all writers.
+        torch.set_num_threads(config.resources.threads)
+        torch.use_deterministic_algorithms(config.deterministic)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        train = build.open_train(config)
+        categories = train.dataset.categories
+        student = build.build_student(config, len(categories)).shapes
+        settings = next(t for t in config.teachers if t.name == teacher)
+        loaded = build.load_teacher(settings, categories)
+        key = build.cache_key(config, loaded, student, train)
+        self._device = device
+        self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
+        self._assembled = _Assembled(train, settings.factor)
+        loaded.detector.to(device)
+        self._live = _live(loaded, student, build.reads_of(config))
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for number in rows["shard"]:
+            self._writer.fill(self._writer.shards[int(number)], self._taps_of)
+        return rows
+
+    def _taps_of(self, positions: np.ndarray, view: int) -> Taps:
+        taps = self._live(self._assembled.batch(positions, view).to(self._device))
+        c5 = None if taps.c5 is None else taps.c5.cpu()
+        return Taps(c5, tuple(level.cpu() for level in taps.pyramid))
+
+
+def _live(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
+    settings = teacher.config
+    return LiveTeacher(
+        teacher.detector,
+        student,
+        factor=settings.factor,
+        rule=settings.align,
+        reads=reads,
+        precision=settings.precision,
+    )
+
+
+class _Assembled:
+    """Batches of given images in a given view, outside of any order."""
+
+    def __init__(self, split: Split, factor: int) -> None:
+        self._split, self._pool = split, ThreadPoolExecutor(2)
+        factors = () if factor == 1 else (factor,)
+        self._assembler = Assembler(
+            dataset=split.dataset,
+            views=split.views,
+            pool=self._pool,
+            further_factors=factors,
+            caches=NO_CACHES,
+            pin=False,
+        )
+
+    def batch(self, positions: np.ndarray, view: int, *, same_canvas: bool = False) -> Batch:
+        """`same_canvas`: only those that share the first one's canvas."""
+        views = self._split.views
+        if same_canvas:
+            canvas = views.view(int(positions[0]), view).canvas
+            positions = np.array([p for p in positions if views.view(int(p), view).canvas == canvas])
+        ids = self._split.dataset.image_ids
+        samples = [Sample(position=int(p), view=view, image_id=int(ids[p])) for p in positions]
+        return self._assembler.start(samples, None)()
+
+    def __enter__(self) -> "_Assembled":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,110 @@
+"""The frame of every `python -m cluster.<verb> RECIPE [key=value ...]`.
+
+Arguments are read before anything heavy is imported, so that `--help` and a mistyped path answer at once.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.grammar import REQUIRED, ConfigError, find, from_arguments, recipes
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+
+EPILOG = """\
+settings:
+  A setting is a dotted key of the recipe and a value in JSON or plain text; the last word is the command line's:
+    optim.lr=2e-4   views.short_side=[800]   optim.ema=null   distill.pkd.weight=6   teachers.0.weights=runs/big/student
+  `distill={{}}` trains without a teacher. `--show` prints the recipe with all its settings, after checking it.
+
+examples:
+  python -m cluster.{verb} {example}
+  python -m cluster.{verb} {example} name=second optim.steps=200
+  python -m cluster.{verb} my_recipe.yaml --show
+
+shipped recipes (by name, or copy one from {folder}):
+{shipped}
+"""
+
+
+def command(
+    verb: str,
+    about: str,
+    act: Callable[["RunConfig"], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a verb on the recipe that the command line names; the process's exit code.
+
+    0: done. 1: a bug or a broken machine, with a traceback. 2: something for the user to put right, in one message.
+    130: interrupted.
+    """
+    options = _parser(verb, about).parse_args(arguments)
+    try:
+        return _run(options, act)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception as error:
+        if options.debug or not for_people(error):
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"{error}\n")
+        return 2 if for_people(error) else 1
+
+
+def for_people(error: BaseException) -> bool:
+    """Whether an error is a message to the user: a ConfigError, a ValueError that our own code raised on purpose (a
+    library's ValueError is a bug of ours), or a file that the recipe names and nobody can open."""
+    if isinstance(error, ConfigError):
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return error.filename is not None
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    packages = {folder.name for folder in Path(raised.filename).resolve().parents}
+    return bool(packages & {"data_sharding", "kd", "cluster", "tuning"}) and (raised.line or "").startswith("raise ")
+
+
+def _run(options: argparse.Namespace, act: Callable[["RunConfig"], None]) -> int:
+    overrides = from_arguments(options.settings)
+    path = find(options.recipe)
+    from cluster.config import load, to_recipe
+
+    config = load(path, overrides)
+    if options.show:
+        sys.stdout.write(to_recipe(config))
+    else:
+        act(config)
+    return 0
+
+
+def _parser(verb: str, about: str) -> argparse.ArgumentParser:
+    shipped = {name: _purpose(path) for name, path in recipes().items()}
+    complete = [name for name, path in recipes().items() if REQUIRED not in path.read_text()]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m cluster.{verb}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG.format(
+            verb=verb,
+            example=next(iter(complete), "my_recipe.yaml"),
+            folder="cluster/recipes",
+            shipped="\n".join(f"  {name:22s} {purpose}" for name, purpose in shipped.items()),
+        ),
+    )
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over the recipe")
+    parser.add_argument("--show", action="store_true", help="check the recipe, print all its settings and stop")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error came from")
+    return parser
+
+
+def _purpose(recipe: Path) -> str:
+    """The first comment line of a recipe."""
+    first = recipe.read_text().partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

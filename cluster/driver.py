@@ -1,0 +1,155 @@
+"""The driver's side of Ray: one start for every verb, what a machine can hold, and errors in the user's words."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.grammar import ConfigError
+from cluster.tracking import CLIENT_ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    # Reports are polled by the controller: the default of 2 s is what every checkpoint would wait.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def use_host_interface() -> None:
+    """Make gloo and NCCL talk over the interface that Ray knows this node by, not the one its host name resolves to.
+
+    Ray runs this in every worker process before anything else.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return
+
+
+@contextmanager
+def ray_started() -> Iterator[None]:
+    """Ray for the time inside: the cluster this process was submitted to, else a local one on loopback."""
+    import ray
+
+    if ray.is_initialized():  # an outer command started it
+        yield
+        return
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    quiet_cpu = {} if _has_gpu() else {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    ray.init(
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        configure_logging=True,
+        runtime_env={
+            "env_vars": {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **CLIENT_ENVIRONMENT, **quiet_cpu},
+            "worker_process_setup_hook": use_host_interface,
+        },
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_resources(workers: int, threads: int, gpu: bool) -> None:
+    """Raise ConfigError where the cluster can never hold the workers: Ray would wait for ever."""
+    import ray
+
+    total = ray.cluster_resources()
+    for kind, needed in (("CPU", workers * threads), ("GPU", workers if gpu else 0)):
+        if total.get(kind, 0) < needed:
+            raise ConfigError(
+                f"resources: {workers} worker(s) need {needed} {kind}s, the cluster has {total.get(kind, 0):g}; lower "
+                "resources.workers or resources.threads, or add nodes"
+            )
+
+
+def wants_gpu(asked: bool | None, workers: int) -> bool:
+    """Whether each worker takes a GPU; `None` asks the cluster."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) >= workers if asked is None else asked
+
+
+def users_error(error: BaseException) -> BaseException:
+    """The error that a worker raised on purpose, out of Ray's wrappings; the error itself where there is none."""
+    seen: list[BaseException] = [error]
+    for wrapped in seen:
+        failures: Mapping[int, BaseException] = getattr(wrapped, "worker_failures", {}) or {}
+        inner = [
+            *failures.values(),
+            getattr(wrapped, "cause", None),
+            getattr(wrapped, "_base_exc", None),
+            wrapped.__cause__,
+        ]
+        seen.extend(e for e in inner if isinstance(e, BaseException) and e not in seen)
+        if isinstance(wrapped, ConfigError | FloatingPointError):
+            return wrapped
+    return error
+
+
+@contextmanager
+def follow(path: Path, tell: Any, total: int, every: float = 0.5) -> Iterator[None]:
+    """Tell how far a run is, from the metrics that rank 0 appends to `path`, while inside."""
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(path, tell, total, every, done), name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+def _follow(path: Path, tell: Any, total: int, every: float, done: threading.Event) -> None:
+    import json
+
+    position, newest = 0, {}
+    while True:
+        last = done.is_set()
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                lines = [line for line in file if line.endswith(b"\n")]
+                position += sum(map(len, lines))
+            for line in lines:
+                row = json.loads(line)
+                newest = newest | row["m"]
+                step = row["s"] + (1 if "loss/total" in row["m"] else 0)
+                tell(min(step, total), total, _note(newest))
+        if last:
+            return
+        time.sleep(every)
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    words = [f"loss {metrics['loss/total']:.3f}"] if "loss/total" in metrics else []
+    words += [f"AP {metrics['val/AP']:.1f}"] if "val/AP" in metrics else []
+    return "  ".join(words)
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists() or "CUDA_VISIBLE_DEVICES" in os.environ
+
+
+def say(text: str) -> None:
+    """A line to the person at the terminal."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,145 @@
+"""Metrics on disk first, in the tracker when it answers: training neither waits for the tracker nor loses a row.
+
+Rows are appended to a file of JSON lines; one thread ships them, and the mark of what is shipped advances only after
+a success. Shipping a row again must be harmless (MLflow keeps one row per key, step, time and value), so a crash
+between shipping and marking costs nothing.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LINES_PER_SHIPMENT = 200
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries while the tracker does not answer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one step."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+    """Since the epoch, when the row was first written."""
+
+
+Ship = Callable[[list[Row]], None]
+"""Hands rows to the tracker, all or with an exception. It may be called again with the same rows."""
+
+
+class MetricLog:
+    """The metrics of one run, written by one process at a time. A continued run opens the same file.
+
+    A step that is done again after a restart writes only the keys that it has not written before: the first row of a
+    key and a step is the one that stays.
+    """
+
+    def __init__(self, path: Path, ship: Ship, every: float = 1.0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._mark, self._ship, self._every = path, path.with_suffix(".shipped"), ship, every
+        _cut_torn_line(path)
+        self._written = _written(path)
+        self._shipped = _read_mark(self._mark, path.stat().st_size)
+        self._file = path.open("a", buffering=1)
+        self._failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ship_until_stopped, name="metric-log", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step. Returns at once, whatever the tracker does."""
+        old = self._written.get(step, frozenset())
+        new = {key: float(value) for key, value in metrics.items() if key not in old}
+        if new:
+            self._written[step] = old.union(new)
+            self._file.write(json.dumps({"t": time.time_ns() // 1_000_000, "s": step, "m": new}) + "\n")
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last try to ship failed; None when all is well."""
+        return self._failure
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Ship what is left, trying for `timeout` seconds. False: rows wait in the file for the next one to open it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._stop.set()
+        end = time.monotonic() + timeout
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return False
+        while not (done := self._try_to_ship()) and time.monotonic() < end:
+            time.sleep(min(0.2, timeout))
+        return done
+
+    def _ship_until_stopped(self) -> None:
+        pause = self._every
+        while not self._stop.wait(pause):
+            pause = self._every if self._try_to_ship() else min(LONGEST_PAUSE, 2 * pause)
+
+    def _try_to_ship(self) -> bool:
+        """Ship all whole lines; whether that worked."""
+        try:
+            while lines := self._next_lines():
+                self._ship([row for line in lines for row in _rows(line)])
+                self._shipped += sum(len(line) for line in lines)
+                _write_mark(self._mark, self._shipped)
+        except Exception as error:
+            # Whatever the tracker throws, training goes on and the rows stay in the file.
+            self._failure = error
+            return False
+        self._failure = None
+        return True
+
+    def _next_lines(self) -> list[bytes]:
+        with self._path.open("rb") as file:
+            file.seek(self._shipped)
+            lines = [file.readline() for _ in range(LINES_PER_SHIPMENT)]
+        return [line for line in lines if line.endswith(b"\n")]
+
+
+def _rows(line: bytes) -> list[Row]:
+    found = json.loads(line)
+    return [Row(key, value, found["s"], found["t"]) for key, value in found["m"].items()]
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A process killed while writing leaves half a line: drop it, its step will be done again."""
+    path.touch()
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _written(path: Path) -> dict[int, frozenset[str]]:
+    """The keys that each step has written."""
+    written: dict[int, frozenset[str]] = {}
+    shared: dict[frozenset[str], frozenset[str]] = {}
+    with path.open("rb") as file:
+        for line in file:
+            found = json.loads(line)
+            keys = written.get(found["s"], frozenset()).union(found["m"])
+            # Steps write the same keys again and again: one set for all of them keeps a long run small.
+            written[found["s"]] = shared.setdefault(keys, keys)
+    return written
+
+
+def _read_mark(path: Path, size: int) -> int:
+    """Bytes that are shipped; 0 where the mark is lost or not of this file: shipping all again is harmless."""
+    try:
+        offset = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+    return offset if 0 <= offset <= size else 0
+
+
+def _write_mark(path: Path, offset: int) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(str(offset))
+    fresh.replace(path)

@@ -1,0 +1,127 @@
+"""What is wrong with a recipe, in the recipe's own words."""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+from typing_extensions import is_typeddict
+
+from cluster.grammar import REQUIRED, flatten
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+
+
+def told(error: ValidationError, root: type, tree: Mapping[str, Any]) -> list[str]:
+    """One line per mistake that pydantic found, and per setting left open. `root` is the dataclass of the tree."""
+    lines = dict(zip(_open_keys(tree), left_open(tree), strict=True))
+    for one in error.errors():
+        where, node = _walk(root, one["loc"])
+        known = sorted(_settings(_walk(root, one["loc"][:-1])[1]))
+        lines.setdefault(".".join(where), _line(where, node, known, one))
+    return list(lines.values())
+
+
+def left_open(tree: Mapping[str, Any]) -> list[str]:
+    """One line per setting that the recipe leaves to the person who runs it."""
+    return [f"{key}: the recipe leaves this to you: add {key}=..." for key in _open_keys(tree)]
+
+
+def contradictions(config: "RunConfig") -> list[str]:
+    """One line per pair of settings that are fine alone and wrong together."""
+    optim, resources = config.optim, config.resources
+    lines: list[str] = []
+    if not config.name or set(config.name) & set("/\\") or config.name.startswith("."):
+        lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
+    if config.seed < 0:
+        lines.append(f"seed: must be >= 0, got {config.seed}")
+    if optim.batch % (resources.workers * optim.accumulate):
+        lines.append(
+            f"optim.batch: {optim.batch} images cannot be shared evenly by resources.workers={resources.workers} "
+            f"x optim.accumulate={optim.accumulate}; take a multiple of {resources.workers * optim.accumulate}"
+        )
+    if optim.warmup >= optim.steps:
+        lines.append(f"optim.warmup: {optim.warmup} steps do not fit into optim.steps={optim.steps}")
+    if optim.ema is not None and resources.zero == 3:
+        lines.append(
+            "optim.ema: cannot be kept at resources.zero=3, where no worker has the whole weights; "
+            "set resources.zero=2 or optim.ema=null"
+        )
+    return lines + _about_teachers(config)
+
+
+def _about_teachers(config: "RunConfig") -> list[str]:
+    lines: list[str] = []
+    if config.distill and not config.teachers:
+        methods = ", ".join(config.distill)
+        lines.append(f"distill: {methods} needs a teacher; add teachers.0.weights=... or set distill={{}}")
+    names = [teacher.name for teacher in config.teachers]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    lines += [f"teachers: more than one is named {name!r}; give each its own name" for name in twice]
+    lines += [
+        f"teachers.{i}.name: becomes a part of file and metric names: letters, digits, - and _ only, got {name!r}"
+        for i, name in enumerate(names)
+        if not name or not name.replace("-", "").replace("_", "").isalnum()
+    ]
+    return lines
+
+
+def _open_keys(tree: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in flatten(tree).items() if value == REQUIRED]
+
+
+def _walk(node: Any, location: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """The dotted key of a pydantic location, and the type found there. A union's tag is no part of the key."""
+    words: list[str] = []
+    for part in location:
+        node = _bare(node)
+        members = _named(node)
+        if part in members:
+            node = members[part]
+            continue
+        words.append(str(part))
+        node = get_args(node)[0] if isinstance(part, int) and get_args(node) else _settings(node).get(str(part))
+    return words, _bare(node)
+
+
+def _line(where: list[str], node: Any, known: list[str], error: Any) -> str:
+    key, kind, given = ".".join(where), error["type"], error["input"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key}: no such setting{_hint(where[-1], known)}"
+    if kind == "union_tag_invalid":
+        return f"{key}.name: no such plug-in{_hint(error['ctx']['tag'], sorted(_named(node)))}"
+    if kind == "union_tag_not_found":
+        return f"{key}.name: required; one of {', '.join(sorted(_named(node)))}"
+    if kind == "missing" or given is None:
+        return f"{key}: required; add {key}=..."
+    said = error["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
+    return f"{key}: {said}" if isinstance(given, Mapping) else f"{key}: {said} (got {given!r})"
+
+
+def _hint(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{suggestion} (known here: {', '.join(known)})"
+
+
+def _bare(node: Any) -> Any:
+    """The type without `Annotated` and without `| None`."""
+    if get_origin(node) is Annotated:
+        return _bare(get_args(node)[0])
+    others = [member for member in get_args(node) if member is not NoneType]
+    return _bare(others[0]) if NoneType in get_args(node) and len(others) == 1 else node
+
+
+def _named(node: Any) -> dict[str, Any]:
+    """The members of a union of plug-ins' settings, by plug-in."""
+    members = [member for member in get_args(node) if is_dataclass(member)]
+    return {member.name: member for member in members if hasattr(member, "name")}  # pyright: ignore
+
+
+def _settings(node: Any) -> dict[str, Any]:
+    """The names that may follow `node` in a dotted key, with their types."""
+    return get_type_hints(node, include_extras=True) if is_dataclass(node) or is_typeddict(node) else {}

@@ -1,0 +1,106 @@
+"""The sections of a recipe that belong to the machines and not to a plug-in: teachers, evaluation, resources."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One frozen teacher: which, at which resolution, and what must be true before it may teach."""
+
+    name: str = "teacher"
+    weights: Path
+    """The folder that `kd.student.save` wrote: student.safetensors, and student.json with the detector's settings."""
+    factor: Literal[1, 2] = 2
+    """The teacher sees the student's canvas this many times as large."""
+    align: Literal["shift", "pool"] = "shift"
+    """How a 2x teacher's pyramid comes to the student's grid: level l+1 at level l, or pooled."""
+    weight: float = 1.0
+    """Multiplies all that is learnt from this teacher."""
+    cache: bool = True
+    """Read the taps from the cache on disk; false: run the teacher in every step."""
+    codec: Literal["fp16", "fp32"] = "fp16"
+    """How the cache stores the taps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The teacher's own forward, live and for the cache."""
+    min_ap: float = 0.0
+    """The gate: AP in 0..100 on the first `gate_images` validation images, at the teacher's resolution."""
+    gate_images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight must be >= 0, got {self.weight}")
+        if not 0 <= self.min_ap <= 100:
+            raise ValueError(f"min_ap is an AP in 0..100, got {self.min_ap}")
+        if self.gate_images < 1:
+            raise ValueError(f"gate_images must be >= 1, got {self.gate_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationViews:
+    """The one plain rendering of every image that is evaluated: no crop, no flip, no jitter."""
+
+    short_side: int | None = 800
+    """Pixels of the resized image's short side; null: its own size."""
+    long_side: int = 1333
+    """Cap on the long side."""
+    buckets: tuple[tuple[int, int], ...]
+    """Canvases (H, W) in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how the validation split is evaluated."""
+
+    every: int = 0
+    """Steps between evaluations; 0: at the end only."""
+    batch: int = 16
+    """Images per forward and worker."""
+    max_dets: tuple[int, ...] = (1, 10, 100)
+    """Detections per image that AR is told for; AP uses the last."""
+    areas: tuple[int, ...] = (8, 16, 32)
+    """Edges in pixels of the finer size classes: (0, 8], (8, 16], (16, 32], beside COCO's own."""
+    views: EvaluationViews | None = None
+    """null: the training views without crop, flip and jitter, at their largest short side."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.batch < 1:
+            raise ValueError(f"every must be >= 0 and batch >= 1, got {self.every} and {self.batch}")
+        for name in ("max_dets", "areas"):
+            edges = getattr(self, name)
+            if not edges or edges[0] < 1 or list(edges) != sorted(set(edges)):
+                raise ValueError(f"{name} must be growing numbers >= 1, got {list(edges)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What the run uses of the cluster. Apart from `precision`, nothing here changes what is learnt."""
+
+    workers: int = 1
+    """Processes that train together, one per GPU where there are any."""
+    gpu: bool | None = None
+    """Whether a worker takes a GPU; null: when the cluster has enough."""
+    threads: int = 1
+    """CPU cores per worker."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed's ZeRO stage."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The student's forward; weights and optimizer stay float32."""
+    prefetch: int = 2
+    """Steps that the loader is ahead."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    max_failures: int = 3
+    """Restarts after lost workers before the run gives up."""
+    checksums: Literal["first", "always", "never"] = "first"
+    """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")

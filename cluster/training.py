@@ -1,0 +1,125 @@
+"""Train one run by its recipe, from packing to the closing result; the same call again continues it."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster import config as recipes
+from cluster.caching import fill_caches
+from cluster.config import RunConfig
+from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
+from cluster.gate import require_good_teachers
+from cluster.grammar import ConfigError
+from cluster.packing import pack_splits
+from cluster.terminal import progress
+from cluster.tracking import open_run
+from cluster.worker import METRICS, RESULT, STUDENT, Job, read_result, work
+from data_sharding.files import write_atomically
+
+RECIPE = "recipe.yaml"
+RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Do what is left of the run; its result: metrics, minutes and where the student is."""
+    config = _with_absolute_storage(config)
+    folder = _claim(config)
+    done = read_result(folder)
+    if done is not None:
+        say(f"{config.name} is finished already; its result is in {folder}")
+        return done
+    packed = pack_splits(config)
+    with ray_started():
+        teachers = require_good_teachers(config)
+        caches = fill_caches(config)
+        require_resources(
+            config.resources.workers,
+            config.resources.threads,
+            wants_gpu(config.resources.gpu, config.resources.workers),
+        )
+        tags = {"data.train": packed["train"].uid, "data.val": packed["val"].uid}
+        tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
+        tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
+        tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
+        handle = open_run(config, config.storage, tags)
+        began = time.perf_counter()
+        try:
+            result = _fit(config, folder, (handle.run_id, handle.uri))
+        except BaseException as error:
+            handle.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            told = users_error(error)
+            if told is not error:
+                raise told from None
+            raise
+        minutes = (time.perf_counter() - began) / 60
+        result |= {"minutes": minutes, "student": str(folder / STUDENT), "run_id": handle.run_id, "uri": handle.uri}
+        write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        handle.close("FINISHED")
+    return result
+
+
+def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
+    """The closing table of a run."""
+    metrics = result["metrics"]
+    shown = {name: metrics[name] for name in ("AP", "AP50", "AP_small") if name in metrics}
+    return [{"run": config.name, **shown, "minutes": result["minutes"], "student": result["student"]}]
+
+
+def _with_absolute_storage(config: RunConfig) -> RunConfig:
+    """Workers have folders of their own: a relative path means the driver's."""
+    from dataclasses import replace
+
+    if "://" in config.storage:
+        raise ConfigError(f"storage: must be a folder that all machines share, got {config.storage}")
+    return replace(config, storage=str(Path(config.storage).resolve()))
+
+
+def _claim(config: RunConfig) -> Path:
+    """The run's folder; refuses a name that another recipe has, telling what differs."""
+    if config.name in RESERVED:
+        raise ConfigError(f"name: {config.name!r} is a folder that runs share; choose another name")
+    folder = Path(config.storage) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / RECIPE
+    if kept.exists():
+        changed = recipes.difference(recipes.load(kept, {}), config)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise ConfigError(
+                f"run {config.name!r} in {folder} was begun with another recipe; set it back, or choose a new "
+                f"name:\n  {lines}"
+            )
+    else:
+        write_atomically(kept, recipes.to_recipe(config).encode())
+    return folder
+
+
+def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any]:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = config.resources
+    gpu = wants_gpu(resources.gpu, resources.workers)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=asdict(Job(tree=recipes.to_tree(config), folder=str(folder), run=run)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=RayRunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=resources.keep),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with progress(f"train {config.name}") as report, follow(folder / METRICS, report, config.optim.steps):
+        result = trainer.fit()
+    value: Any = result.return_value
+    return dict(value)

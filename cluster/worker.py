@@ -1,0 +1,275 @@
+"""What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import build, checkpoints, pictures
+from cluster.config import RunConfig, check
+from cluster.metric_log import MetricLog
+from cluster.scoring import Score, ground_truth, score
+from cluster.tracking import RunHandle
+from data_sharding.loader import Loader, order_of
+from data_sharding.teacher_cache import TeacherCache
+from data_sharding.world import World
+from kd import student as student_files
+from kd.clock import Clock
+from kd.distiller import Distiller
+from kd.engine import Engine
+from kd.optimise import Ema
+from kd.step import train_step
+from kd.teacher import CachedTeacher, LiveTeacher, Teacher, aligned_shapes
+
+METRICS = "metrics.jsonl"
+STUDENT = "student"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the driver hands to its workers: plain values only."""
+
+    tree: Mapping[str, Any]
+    """The recipe."""
+    folder: str
+    """The run's folder, on storage that all machines share."""
+    run: tuple[str, str] | None
+    """MLflow run id and URI; None: the metrics stay in the run's folder."""
+
+
+def work(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry point on every worker; rank 0's return value is the run's result."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    world = World(rank=context.get_world_rank(), size=context.get_world_size())
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
+    assert isinstance(device, torch.device)
+    return Worker(Job(**job), world, device).run()
+
+
+class Worker:
+    """One rank of a run."""
+
+    def __init__(self, job: Job, world: World, device: torch.device) -> None:
+        self.config = check(job.tree, source=job.folder)
+        self.folder, self.world, self.device = Path(job.folder), world, device
+        self.handle = RunHandle(*job.run) if job.run is not None and world.rank == 0 else None
+        _set_up_torch(self.config)
+        self.train, self.val = build.open_train(self.config), build.open_val(self.config)
+        self.categories = self.train.dataset.categories
+        self.student = build.build_student(self.config, len(self.categories)).to(device)
+        self.replica = build.build_student(self.config, len(self.categories)).to(device).eval()
+        self._teach()
+        taught = build.build_lessons(self.config, self.student.shapes, self.loaded, world, device)
+        self.assistants = taught.assistants
+        self.ema = None if self.config.optim.ema is None else Ema(self.student, self.config.optim.ema)
+        self.engine = self._engine(Distiller(self.student, taught.lessons).to(device))
+        self.clock = Clock(device)
+        self.truth = ground_truth(self.val)
+
+    def run(self) -> dict[str, Any]:
+        """From the newest checkpoint, or the beginning, to the end of the schedule."""
+        steps = self.config.optim.steps
+        done = self._resume()
+        with self._log() as log, self._loader(done) as loader, self._machine_metrics():
+            waited = loader.wait_seconds
+            for step in range(done, steps):
+                began = time.perf_counter()
+                batches = [batch.to(self.device) for batch in next(loader)]
+                report = train_step(
+                    self.engine,
+                    batches,
+                    self.teachers,
+                    self.assistants,
+                    self.config.optim,
+                    step,
+                    self.world,
+                    self.clock,
+                )
+                if self.ema is not None:
+                    self.ema.update(self.student, step)
+                data, waited = loader.wait_seconds - waited, loader.wait_seconds
+                self._log_step(log, step, report.metrics(), data, time.perf_counter() - began)
+                every = self.config.evaluation.every
+                if every and (step + 1) % every == 0 and step + 1 < steps:
+                    self._evaluate(log, step + 1)
+                if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
+                    self._checkpoint(step + 1)
+            return self._finish(log)
+
+    def _teach(self) -> None:
+        """Load the teachers; a cached one leaves its backbone behind."""
+        config = self.config
+        reads = build.reads_of(config)
+        self.loaded = (
+            {t.name: build.load_teacher(t, self.categories) for t in config.teachers} if config.distill else {}
+        )
+        self.teachers: dict[str, Teacher] = {}
+        self.caches: dict[str, TeacherCache] = {}
+        for name, teacher in self.loaded.items():
+            settings = teacher.config
+            if settings.cache:
+                key = build.cache_key(config, teacher, self.student.shapes, self.train)
+                folder = build.cache_folder(config, key)
+                self.caches[name] = TeacherCache.open(folder, key, verify=config.resources.checksums)
+                self.teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, self.student.shapes))
+            else:
+                self.teachers[name] = LiveTeacher(
+                    teacher.detector.to(self.device),
+                    self.student.shapes,
+                    factor=settings.factor,
+                    rule=settings.align,
+                    reads=reads,
+                    precision=settings.precision,
+                )
+
+    def _engine(self, distiller: Distiller) -> Engine:
+        from cluster.zero import ZeroEngine, start_deepspeed
+
+        start_deepspeed()
+        resources = self.config.resources
+        return ZeroEngine(distiller, self.config.optim, self.world, stage=resources.zero, precision=resources.precision)
+
+    def _loader(self, done: int) -> Loader:
+        live = {t.config.factor for t in self.loaded.values() if not t.config.cache and t.config.factor != 1}
+        return Loader(
+            self.train.dataset,
+            self.train.views,
+            order_of(self.train.dataset, self.train.views, seed=self.config.seed, batch=self.config.optim.batch),
+            world=self.world,
+            accumulate=self.config.optim.accumulate,
+            factors=tuple(sorted(live)),
+            caches=self.caches,
+            start_step=done,
+            prefetch=self.config.resources.prefetch,
+            threads=self.config.resources.threads,
+            pin=self.device.type == "cuda",
+        )
+
+    @contextmanager
+    def _log(self) -> Iterator[MetricLog | None]:
+        if self.world.rank != 0:
+            yield None
+            return
+        log = MetricLog(self.folder / METRICS, self.handle.ship if self.handle else lambda rows: None)
+        try:
+            yield log
+        finally:
+            log.close()
+
+    def _machine_metrics(self) -> Any:
+        return nullcontext() if self.handle is None else self.handle.machine_metrics(f"rank{self.world.rank}")
+
+    def _log_step(
+        self, log: MetricLog | None, step: int, metrics: dict[str, float], data: float, seconds: float
+    ) -> None:
+        times = self.clock.read()
+        if log is None:
+            return
+        split = {f"time/{name}_s": value for name, value in times.items()}
+        images = {"time/step_s": seconds, "time/images_per_s": self.config.optim.batch / seconds}
+        log.log(step, metrics | split | {"time/data_s": data} | images)
+
+    def _evaluate(self, log: MetricLog | None, step: int) -> Score:
+        """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
+        self.replica.load_state_dict(self.engine.student_state() if self.ema is None else self.ema.state_dict())
+        began = time.perf_counter()
+        found = score(
+            self.replica,
+            self.val,
+            self.truth,
+            self.config.evaluation,
+            world=self.world,
+            device=self.device,
+            threads=self.config.resources.threads,
+        )
+        if log is not None:
+            log.log(step, {f"val/{n}": v for n, v in found.metrics.items()})
+            log.log(step, {"time/evaluation_s": time.perf_counter() - began})
+        return found
+
+    def _facts(self) -> dict[str, Any]:
+        return {"zero": self.config.resources.zero}
+
+    def _checkpoint(self, step: int) -> None:
+        import ray.train
+
+        with tempfile.TemporaryDirectory(prefix="minnow_") as local:
+            checkpoints.save(
+                Path(local),
+                step=step,
+                engine=self.engine,
+                assistants=self.assistants,
+                ema=self.ema,
+                world=self.world,
+                facts=self._facts(),
+            )
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(local))
+
+    def _resume(self) -> int:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            return checkpoints.load(
+                Path(folder),
+                engine=self.engine,
+                assistants=self.assistants,
+                ema=self.ema,
+                world=self.world,
+                facts=self._facts(),
+            )
+
+    def _finish(self, log: MetricLog | None) -> dict[str, Any]:
+        """Evaluate, save the student alone, and leave the result and pictures in the run's folder."""
+        found = self._evaluate(log, self.config.optim.steps)
+        if self.world.rank != 0:
+            return {}
+        student_files.save(
+            self.replica,
+            self.config.student,
+            self.categories,
+            self.folder / STUDENT,
+            input=_input_of(self.config),
+            metrics=found.metrics,
+        )
+        picture = pictures.beside_truth(self.val.dataset, {"student": found.detections}, self.folder / "samples.png")
+        if self.handle is not None:
+            self.handle.add_file(picture)
+            self.handle.add_file(self.folder / STUDENT)
+        return {"metrics": found.metrics}
+
+
+def _input_of(config: RunConfig) -> dict[str, Any]:
+    views = build.evaluation_views(config)
+    return {
+        "short_side": None if views.short_side is None else list(views.short_side),
+        "long_side": views.long_side,
+        "buckets": [list(b) for b in views.buckets],
+    }
+
+
+def _set_up_torch(config: RunConfig) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.set_num_threads(config.resources.threads)
+    torch.manual_seed(config.seed)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run; None while it is not finished."""
+    path = folder / RESULT
+    return json.loads(path.read_text()) if path.exists() else None

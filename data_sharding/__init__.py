@@ -1,0 +1,1 @@
+"""Images, labels and teacher outputs from disk to batch; knows no model."""

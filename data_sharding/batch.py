@@ -1,0 +1,107 @@
+"""The values that travel from the loader to the loss.
+
+Shape letters: B images, C channels, H x W pixels of the canvas or cells of one pyramid level, N boxes of one
+image, R ignored regions of one image, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a dense head says of every cell, finest level first. Flattened levels are for the detector alone."""
+
+    class_logits: tuple[Tensor, ...]
+    """One (B, K, H, W) map per level, before the sigmoid."""
+    box_deltas: tuple[Tensor, ...]
+    """One (B, 4, H, W) map per level, in the detector's own coding."""
+    centerness: tuple[Tensor, ...] = ()
+    """One (B, 1, H, W) map per level, before the sigmoid; empty where the detector has none."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What a detector shows to distillation methods, finest pyramid level first.
+
+    A detector file maps its own modules to these names once, so no method ever names a module path. Taps handed
+    to a method are on the student's grid, whatever the teacher's resolution.
+    """
+
+    c5: Tensor | None = None
+    """(B, C, H, W): the last backbone stage."""
+    pyramid: tuple[Tensor, ...] = ()
+    """One (B, C, H, W) map per level, after the neck."""
+
+    def detach(self) -> "Taps":
+        """The same values, cut off from the graph."""
+        return Taps(None if self.c5 is None else self.c5.detach(), tuple(p.detach() for p in self.pyramid))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the images lie on their common canvas: at the top left, the rest is padding."""
+
+    canvas: tuple[int, int]
+    """(H, W) in pixels, equal for the whole global batch."""
+    sizes: Tensor
+    """(B, 2) int64: valid (height, width) of each image on the canvas."""
+
+    def scaled(self, factor: int) -> "Geometry":
+        """The geometry of the same views rendered `factor` times as large."""
+        return Geometry((self.canvas[0] * factor, self.canvas[1] * factor), self.sizes * factor)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. All images of a global batch share one canvas."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8 RGB, zero outside the valid area."""
+    geometry: Geometry
+    boxes: tuple[Tensor, ...]
+    """Per image (N, 4) float32 as x1 y1 x2 y2 in canvas pixels; crowds are not in here."""
+    labels: tuple[Tensor, ...]
+    """Per image (N,) int64 class ids in [0, K)."""
+    ignore: tuple[Tensor, ...]
+    """Per image (R, 4) float32: crowds and ignored regions, in canvas pixels."""
+    image_ids: tuple[int, ...]
+    views: tuple[int, ...]
+    """The view's index of each image."""
+    scaled_images: Mapping[int, Tensor] = field(default_factory=dict)
+    """For live teachers that see more pixels: factor -> (B, 3, factor * H, factor * W) uint8."""
+    cached: Mapping[str, Taps] = field(default_factory=dict)
+    """For cached teachers: teacher's name -> its taps on the student's grid."""
+    totals: Mapping[str, Tensor] = field(default_factory=dict)
+    """Counts over the whole global batch (all ranks, all micro-batches): `images`, and what the detector counts,
+    such as `positives`. The step fills it in; every loss divides by these, never by its own share."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def with_totals(self, totals: Mapping[str, Tensor]) -> "Batch":
+        """The same batch, knowing the counts of the global batch it is part of."""
+        return replace(self, totals=totals)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`; pinned tensors travel without blocking."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        def move_taps(taps: Taps) -> Taps:
+            return Taps(None if taps.c5 is None else move(taps.c5), tuple(move(p) for p in taps.pyramid))
+
+        return replace(
+            self,
+            images=move(self.images),
+            geometry=Geometry(self.geometry.canvas, move(self.geometry.sizes)),
+            boxes=tuple(move(x) for x in self.boxes),
+            labels=tuple(move(x) for x in self.labels),
+            ignore=tuple(move(x) for x in self.ignore),
+            scaled_images={factor: move(x) for factor, x in self.scaled_images.items()},
+            cached={name: move_taps(taps) for name, taps in self.cached.items()},
+        )

@@ -1,0 +1,156 @@
+"""Reads what a teacher saw, stored by `cache_writer`, and never returns anything else.
+
+Maps come back in the type that the cache stores (fp16 or fp32), so that half the bytes travel to the training device;
+code there converts them with `.float()` or `.to(dtype)`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from torch import Tensor
+
+from data_sharding.batch import Taps
+from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
+from data_sharding.cache_mapping import MappedShards, ShardFile
+from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
+from data_sharding.cache_writer import CacheIncomplete
+from data_sharding.codecs import codec
+
+Verify = Literal["first", "always", "never"]
+
+
+class TeacherCache:
+    """A finished cache. Safe to read from several threads; each process opens its own."""
+
+    def __init__(self, folder: Path, key: CacheKey, manifest: dict[str, Any], verify: Verify, open_shards: int) -> None:
+        """Use `open`."""
+        self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
+        self.codec = codec(key.codec)
+        files = [
+            ShardFile(folder / s["name"], s["id"], s["rows"], s["bytes"], s["xxh3_128"]) for s in manifest["shards"]
+        ]
+        for file in files:
+            file.require_size()
+        self.shards = MappedShards(files, limit=open_shards)
+        self._index = _read_index(folder / "index.arrow", manifest["index"])
+        self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
+        self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
+        self._verified = np.zeros(len(self._index["row"]), np.bool_)
+
+    @classmethod
+    def open(cls, folder: Path, key: CacheKey, *, verify: Verify = "first", open_shards: int = 1024) -> "TeacherCache":
+        """Open a finished cache that was made with exactly `key`.
+
+        `verify`: check a sample's bytes on its first read in this process, on every read, or never. `open_shards`
+        files stay mapped.
+
+        Raises CacheIncomplete without a manifest, ForeignCache naming each differing setting, and ShardCorrupt for
+        files that are missing, cut or longer than they were.
+        """
+        if verify not in ("first", "always", "never"):
+            raise ValueError(f"verify must be first, always or never, got {verify!r}")
+        return cls(folder, key, _read_manifest(folder, key), verify, open_shards)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        """Another process opens the same folder by itself: mappings do not travel."""
+        return _reopen, (self.folder, self.key, self.verify, self.shards.limit)
+
+    def __len__(self) -> int:
+        """The number of samples: images times views."""
+        return len(self._verified)
+
+    def read(
+        self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
+    ) -> Taps:
+        """The taps of image positions[i] in view views[i], each (B, C, h, w) with channels last in memory, on the CPU.
+
+        All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written.
+        """
+        samples = [self._sample(int(i), int(k)) for i, k in zip(positions, views, strict=True)]
+        canvases = {s.canvas[:2] for s in samples}
+        if len(canvases) != 1:
+            raise ValueError(f"a batch must have one canvas, these {len(samples)} samples have {sorted(canvases)}")
+        sizes = self.layout.sizes(next(iter(canvases)))
+        return self.layout.join(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
+
+    def verify_files(self) -> None:
+        """Read every shard whole and compare it with its hash, as after copying a cache."""
+        for file in self.shards.files:
+            file.require_content()
+
+    def close(self) -> None:
+        """Let go of the mapped files."""
+        self.shards.close()
+
+    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> Tensor:
+        (height, width), channels = size, self.layout.channels[level]
+        out = torch.empty(len(samples), height * width, channels, dtype=self.codec.dtype, pin_memory=pin)
+        for sample, rows in zip(samples, out, strict=True):
+            self.codec.decode_into(sample.taps[level], rows, level=self.layout.names[level])
+        return out.view(len(samples), height, width, channels).permute(0, 3, 1, 2)
+
+    def _sample(self, position: int, view: int) -> CachedSample:
+        known = 0 <= view < self._line.shape[0] and 0 <= position < self._line.shape[1]
+        if not known or self._line[view, position] < 0:
+            raise IndexError(
+                f"{self.folder} has no image {position} in view {view}; it holds {self._line.shape[1]} images "
+                f"in {self._line.shape[0]} view(s)"
+            )
+        line = int(self._line[view, position])
+        shard, row = int(self._index["shard"][line]), int(self._index["row"][line])
+        key = (int(self._index["image_id"][line]), view)
+        file = self.shards.files[shard]
+        try:
+            sample, stored = read_row(self.shards.row(shard, row), self.key)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise ShardCorrupt(file.path, file.id, row, key, "a readable row", error) from error
+        if (sample.image_id, sample.view) != key:
+            raise ShardCorrupt(file.path, file.id, row, key, f"the sample {key}", (sample.image_id, sample.view))
+        if self.verify == "always" or (self.verify == "first" and not self._verified[line]):
+            expected, found = int(self._index["checksum"][line]), sample.checksum
+            if not expected == stored == found:
+                got = f"{found:016x} (the row says {stored:016x})"
+                raise ShardCorrupt(file.path, file.id, row, key, f"xxh3_64 {expected:016x}", got)
+            self._verified[line] = True
+        return sample
+
+
+def _reopen(folder: Path, key: CacheKey, verify: Verify, open_shards: int) -> TeacherCache:
+    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards)
+
+
+def _read_manifest(folder: Path, key: CacheKey) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        written = len(list((folder / "receipts").glob("*.json")))
+        raise CacheIncomplete(
+            f"{folder} holds no finished teacher cache ({written} shards are written); run `{COMMAND}` to fill it"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+        stated = manifest.pop("xxh3_128")
+        found = xxhash.xxh3_128(canonical_json(manifest)).hexdigest()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ShardCorrupt(path, "manifest", None, None, "a readable manifest", error) from error
+    if stated != found:
+        raise ShardCorrupt(path, "manifest", None, None, f"xxh3_128 {stated}", found)
+    key.require_same(folder, manifest["key"])
+    return manifest
+
+
+def _read_index(path: Path, stated: dict[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ShardCorrupt(path, "index", None, None, "a readable index", error) from error
+    found = xxhash.xxh3_128(content).hexdigest()
+    if found != stated["xxh3_128"]:
+        raise ShardCorrupt(path, "index", None, None, f"xxh3_128 {stated['xxh3_128']}", found)
+    table = pa.ipc.open_file(content).read_all()
+    return {name: table[name].to_numpy() for name in table.column_names}

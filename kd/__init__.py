@@ -1,0 +1,1 @@
+"""The science: detectors, distillation methods, the training step and evaluation; runs without Ray."""

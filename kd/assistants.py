@@ -1,0 +1,62 @@
+"""How an assistant learns: its own gradients, summed over ranks as one flat buffer, and its own optimizer.
+
+The student's head takes part in the assistant's loss but receives no gradient from it: gradients are asked for the
+assistant's parameters alone, so the head's hooks (DeepSpeed's among them) never fire.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_sharding.world import World
+from kd.methods.base import Assistant
+
+
+class AssistantTrainer:
+    """An assistant with its optimizer and the gradients gathered so far in this step."""
+
+    def __init__(self, assistant: Assistant, world: World) -> None:
+        self.assistant = assistant
+        self.optimizer = assistant.optimizer()
+        self._world = world
+        self._parameters = [p for p in assistant.parameters() if p.requires_grad]
+        self._gathered: Tensor | None = None
+
+    def learn(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`, this micro-batch's share of the assistant's loss, to the step's gradient."""
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        flat = torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten().to(p.dtype)
+                for p, g in zip(self._parameters, gradients, strict=True)
+            ]
+        )
+        self._gathered = flat if self._gathered is None else self._gathered + flat
+
+    def step(self) -> None:
+        """Sum the gathered gradients over ranks and step; every rank ends with the same weights."""
+        if self._gathered is None:
+            return
+        total = self._world.sum(self._gathered)
+        if not total.isfinite().all():
+            raise FloatingPointError(
+                f"the gradient of the assistant {type(self.assistant).__module__} is not finite; "
+                "lower its learning rate or start the method later"
+            )
+        for parameter, gradient in zip(
+            self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
+        ):
+            parameter.grad = gradient.view_as(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._gathered = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimizer state, equal on every rank."""
+        return {"assistant": self.assistant.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.assistant.load_state_dict(state["assistant"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,142 @@
+"""The forward of a training step: student, taught pyramids and methods in, named losses out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from data_sharding.batch import Batch, Outputs, Taps
+from kd.assistants import AssistantTrainer
+from kd.clock import Clock
+from kd.detectors.base import Detector
+from kd.methods.base import Advice, Method, MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One method learning from one teacher."""
+
+    name: str
+    """`scalekd`, or `big/scalekd` where several teachers teach: the loss's name in logs."""
+    teacher: str
+    config: MethodConfig
+    weight: float = 1.0
+    """The teacher's weight."""
+
+    def strength(self, progress: float) -> float:
+        """What the method's terms are multiplied by at `progress` in [0, 1) of the schedule."""
+        return self.weight * self.config.strength(progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """When in the run a forward happens, and what of it is asked for."""
+
+    progress: float
+    """Share of the schedule that is done, in [0, 1). Every gate depends on it alone, so ranks never differ."""
+    last: bool = True
+    """Whether this is the step's last micro-batch."""
+    single: bool = True
+    """Whether the step has one micro-batch."""
+    rehearsal: bool = False
+    """Only the refreshing assistants learn; no losses for the student (accumulation: see `kd.step`)."""
+    clock: Clock = field(default_factory=Clock)
+
+
+class Distiller(nn.Module):
+    """Everything that the student's optimizer owns, in one module, so that DeepSpeed sees all of its parameters.
+
+    Teachers and assistants are passed to each call: stored here they would enter the optimizer's shards and
+    every checkpoint.
+    """
+
+    def __init__(self, student: Detector, lessons: Mapping[str, tuple[Lesson, Method]]) -> None:
+        super().__init__()
+        self.student = student
+        self.lessons = {name: lesson for name, (lesson, _) in lessons.items()}
+        # A module's name may not hold a dot; lessons of several teachers hold a slash, which is fine.
+        self.methods = nn.ModuleDict({name: method for name, (_, method) in lessons.items()})
+
+    def frozen(self, progress: float) -> bool:
+        """Whether a method keeps the student's backbone frozen at `progress`."""
+        return any(progress < lesson.config.freeze for lesson in self.lessons.values())
+
+    def forward(
+        self,
+        batch: Batch,
+        taught: Mapping[str, Taps],
+        assistants: Mapping[str, AssistantTrainer],
+        moment: Moment,
+    ) -> dict[str, Tensor]:
+        """Named shares of the global batch's loss: `task/...` and `kd/<lesson>/...`, to be summed and stepped on;
+        `assistant/<lesson>` are for the log alone and carry no gradient."""
+        student = self.student
+        images = student.normalise(batch.images, batch.geometry)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
+            taps = student.features(images, freeze_backbone=self.frozen(moment.progress))
+        losses: dict[str, Tensor] = {}
+        advice: dict[str, Outputs] = {}
+        for name, trainer in assistants.items():
+            with moment.clock.section("assistant"):
+                loss, outputs = self._assist(name, trainer, taps, taught[self.lessons[name].teacher], batch, moment)
+            losses |= {f"assistant/{name}": loss} if loss is not None else {}
+            advice |= {name: outputs} if outputs is not None else {}
+        if moment.rehearsal:
+            return losses
+        outputs = student.predict(taps.pyramid, batch.geometry)
+        losses |= {f"task/{term}": loss for term, loss in student.task_losses(outputs, batch).items()}
+        for name, lesson in self.lessons.items():
+            strength = lesson.strength(moment.progress)
+            if strength == 0:
+                continue
+            terms = self._method(name).losses(
+                taps, outputs, taught[lesson.teacher], batch, Advice(student, advice.get(name))
+            )
+            losses |= {f"kd/{name}/{term}": strength * loss for term, loss in terms.items()}
+        return losses
+
+    def _method(self, name: str) -> Method:
+        method = self.methods[name]
+        assert isinstance(method, Method)
+        return method
+
+    def _assist(
+        self, name: str, trainer: AssistantTrainer, taps: Taps, taught: Taps, batch: Batch, moment: Moment
+    ) -> tuple[Tensor | None, Outputs | None]:
+        """Let one assistant learn from this micro-batch; its loss, and its advice where the method is on.
+
+        A refreshing assistant advises after its step: at once where the step has one micro-batch, else it learnt
+        in the rehearsal. The others advise with the forward that they learn from and step with the last micro-batch.
+        """
+        on = self.lessons[name].strength(moment.progress) > 0
+        refresh = trainer.assistant.refresh
+        learns = moment.rehearsal == (refresh and not moment.single) and trainer.assistant.learns(on)
+        pyramid, taught_pyramid = taps.detach().pyramid, taught.detach().pyramid
+        loss = outputs = None
+        if learns:
+            with torch.enable_grad():
+                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
+                loss = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
+            trainer.learn(loss)
+            if moment.last:
+                trainer.step()
+        if moment.rehearsal or not on:
+            return (None if loss is None else loss.detach()), None
+        if refresh or outputs is None:
+            with torch.no_grad():
+                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
+        return (None if loss is None else loss.detach()), _detach(outputs)
+
+    def _through_head(
+        self, trainer: AssistantTrainer, pyramid: tuple[Tensor, ...], taught: tuple[Tensor, ...], batch: Batch
+    ) -> Outputs:
+        return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry)
+
+
+def _detach(outputs: Outputs) -> Outputs:
+    return Outputs(
+        tuple(x.detach() for x in outputs.class_logits),
+        tuple(x.detach() for x in outputs.box_deltas),
+        tuple(x.detach() for x in outputs.centerness),
+    )

@@ -1,0 +1,1 @@
+"""Official metrics on detections, and the speed of a student."""

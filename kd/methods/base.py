@@ -1,0 +1,111 @@
+"""What every method file promises."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from data_sharding.batch import Batch, Outputs, Taps
+from data_sharding.world import World
+from kd.detectors.base import Detector, Shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings that every method has. Times are shares of the schedule, so that recipes of any length agree."""
+
+    weight: float = 1.0
+    """Multiplies every term of the method."""
+    start: float = 0.0
+    """Share of the schedule before which the method's losses do not reach the student."""
+    ramp: float = 0.0
+    """Share of the schedule over which the weight grows linearly from 0 after `start`."""
+    stop: float = 1.0
+    """Share of the schedule after which the method is off."""
+    freeze: float = 0.0
+    """Share of the schedule, from its beginning, in which the student's backbone is frozen."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight must be >= 0, got {self.weight}")
+        for name in ("start", "ramp", "stop", "freeze"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the schedule in [0, 1], got {getattr(self, name)}")
+        if self.start >= self.stop:
+            raise ValueError(f"start must be before stop, got start {self.start} and stop {self.stop}")
+
+    def strength(self, progress: float) -> float:
+        """`weight` after gate and ramp, at `progress` in [0, 1) of the schedule; 0 means: not computed."""
+        if not self.start <= progress < self.stop:
+            return 0.0
+        return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
+
+    @property
+    def assisted(self) -> bool:
+        """Whether these settings need the assistant of a method that has one."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The shape facts of a student and its (aligned) teacher, known before the first batch."""
+
+    student: Shapes
+    teacher: Shapes
+    world: World = field(default_factory=World)
+    """For statistics over the whole global batch."""
+    accumulate: int = 1
+    """Micro-batches per step, for methods whose statistics cannot span them: they refuse."""
+
+
+class Method(nn.Module, ABC):
+    """A loss between student and teacher taps. It may own parameters, each inside a sub-module that takes and
+    returns tensors (see `Detector`); it never runs a backbone. The teacher operand is always detached."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"pyramid"})
+    """Fields of the teacher's `Taps` that it or its assistant reads: the cache stores only these."""
+    sparse_suffices: ClassVar[bool] = False
+    """Whether positions inside boxes are all that it reads of the teacher."""
+
+    @abstractmethod
+    def losses(
+        self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: "Advice"
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name: this micro-batch's share of the loss of the global batch (divide by
+        `batch.totals`). A term whose own weight is 0 is left out, not computed."""
+
+
+class Assistant(nn.Module, ABC):
+    """A module that learns beside the student with its own optimizer and is stepped before it.
+
+    Its `forward` takes and returns tuples of tensors. It reads detached taps and answers with a pyramid of the
+    student's shape, which the student's own head turns into outputs: the detection loss of those outputs trains
+    the assistant alone, and the outputs are the `advice` of the method's losses.
+    """
+
+    refresh: bool
+    """Whether the advice is computed again after the assistant's step (else the forward of the step is reused)."""
+
+    def learns(self, method_is_on: bool) -> bool:
+        """Whether it learns in a step in which the method's losses do or do not reach the student: by default always,
+        so that its advice is worth something when they begin (S7)."""
+        return True
+
+    @abstractmethod
+    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Student pyramid and teacher pyramid, both detached and on the student's grid -> assistant's pyramid."""
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new torch optimizer over this module's parameters."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a method gets beside the taps: the student detector, for losses in its own terms, and the outputs of the
+    student's head on the assistant's pyramid (None for methods without an assistant)."""
+
+    detector: Detector
+    outputs: Outputs | None = None

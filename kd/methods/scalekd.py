@@ -1,0 +1,201 @@
+"""ScaleKD (Zhu et al., CVPR 2023, "ScaleKD: distilling scale-aware knowledge in small object detector").
+
+A teacher at higher resolution teaches scale by scale: the student matches the teacher's c5 through branches of
+several dilations (SDF, section 3.1), and its head matches the head's own answers on a pyramid in which the student's
+cells have asked the teacher's (CSA, eqs. 3-6, an assistant), not the teacher's: eq. 7 without L_det. Reads the
+teacher's c5 and pyramid.
+
+Departures, by the names of our reference (A1.9). Fixed: V stands outside the softmax (S2); CSA shares the student's
+head (S4) and does not move it (S5). By default, with a setting for the other reading: the student asks (S1); CSA has
+a residual, LayerNorm and a position code and starts as the student's own pyramid (S6); it learns from the first step
+on (S7); the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data_sharding.batch import Batch, Outputs, Taps
+from kd.blocks.adapt import same_levels
+from kd.blocks.cross_attention import CrossAttention, Roles
+from kd.blocks.divergence import share_of_mean
+from kd.blocks.sdf import DecoupledError, TeacherSide
+from kd.methods import base
+from kd.methods.base import Advice, Method, MethodConfig, Pair
+
+DEFAULTS = {"one_stage": (0.01, 0.2, 0.05), "two_stage": (0.07, 0.5, 0.2)}
+"""The paper's alpha, beta and gamma by the student's family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sdf:
+    """The scale-decoupled feature module."""
+
+    width: int = 256
+    """Channels after the adapter."""
+    token_width: int = 256
+    """Channels of each branch's tokens."""
+    dilations: tuple[int, ...] = (1, 2, 3)
+    weight_sharing: bool = True
+    """One set of convolutions for all dilations."""
+    teacher: TeacherSide = "frozen"
+    """The teacher's side: frozen at orthogonal weights drawn from `seed`; the student's own module without gradient,
+    tokens normalised; or trained as well, which can collapse."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width < 4 or self.width % 4 or self.token_width < 1:
+            raise ValueError(
+                f"sdf.width must be a positive multiple of 4 and sdf.token_width positive, got {self.width} and "
+                f"{self.token_width}"
+            )
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"sdf.dilations must be one or more positive integers, got {self.dilations}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csa:
+    """The cross-scale assistant."""
+
+    heads: int = 8
+    rates: tuple[tuple[int, ...], ...] = ((16, 8), (8, 4), (4, 2), (2, 1), (1, 1), (1, 1))
+    """Down-sampling rates of keys and values at strides 4, 8, 16, ...; the heads are split evenly over a level's."""
+    multi_scale: bool = True
+    """Off: all heads use the first of a level's rates (row 2 of the paper's Table 6)."""
+    roles: Roles = "eq"
+    """`eq`: the student asks, the teacher holds keys and values; `text`: the teacher asks and holds the keys, the
+    student the values."""
+    residual: bool = True
+    position: bool = True
+    """Add a sine code of the place to queries and keys."""
+    zero_init: bool = True
+    """W^O = 0 at first, so that the assistant starts as the student itself."""
+    refresh: bool = True
+    """Advise after the assistant's step, not with the forward that the step used."""
+    start: Literal["always", "gated"] = "always"
+    """Learn from the first step on, or only while the method is on."""
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or not all(rates and min(rates) >= 1 for rates in self.rates):
+            raise ValueError(f"csa.heads and csa.rates must be positive, got {self.heads} and {self.rates}")
+        if self.zero_init and not self.residual:
+            raise ValueError(
+                "csa.zero_init without csa.residual starts with an empty pyramid; set csa.zero_init to false too"
+            )
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"csa.learning_rate must be > 0 and csa.weight_decay >= 0, got {self.learning_rate} and "
+                f"{self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    start: float = 1 / 3
+    freeze: float = 1 / 9
+    alpha: float | None = None
+    """Weight of the feature loss; None: the paper's for the student's family."""
+    beta: float | None = None
+    """Weight of the class loss."""
+    gamma: float | None = None
+    """Weight of the box loss."""
+    box_loss: Literal["bounded", "smooth_l1"] = "bounded"
+    sdf: Sdf = Sdf()
+    csa: Csa = Csa()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta", "gamma"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be >= 0, or null for the paper's value, got {value}")
+
+    @property
+    def assisted(self) -> bool:
+        """Without output losses nobody listens to the assistant."""
+        return self.beta != 0 or self.gamma != 0
+
+
+class Loss(Method):
+    reads: ClassVar[frozenset[str]] = frozenset({"c5", "pyramid"})
+
+    def __init__(self, config: Config, pair: Pair) -> None:
+        super().__init__()
+        chosen = zip((config.alpha, config.beta, config.gamma), DEFAULTS[pair.student.family], strict=True)
+        self.alpha, self.beta, self.gamma = (default if own is None else own for own, default in chosen)
+        self.box_loss = config.box_loss
+        self.features = DecoupledError(
+            pair.student.c5_channels,
+            pair.teacher.c5_channels,
+            config.sdf.width,
+            config.sdf.token_width,
+            config.sdf.dilations,
+            weight_sharing=config.sdf.weight_sharing,
+            teacher_side=config.sdf.teacher,
+            seed=config.sdf.seed,
+        )
+
+    def losses(self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: Advice) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        if self.alpha:
+            error = self.features(_c5(student, "student"), _c5(teacher, "teacher").detach())
+            terms["feat"] = self.alpha * share_of_mean(error, batch.totals["images"])
+        weights = {name: weight for name, weight in (("cls", self.beta), ("box", self.gamma)) if weight}
+        if weights:
+            if advice.outputs is None:
+                raise ValueError(
+                    "scalekd's cls and box losses need its assistant's outputs; or set beta and gamma to 0"
+                )
+            found = advice.detector.distill_losses(outputs, advice.outputs, batch, self.box_loss)
+            terms |= {name: weight * found[name] for name, weight in weights.items()}
+        return terms
+
+
+class Assistant(base.Assistant):
+    """CSA: one cross-attention per pyramid level (eqs. 3-6)."""
+
+    def __init__(self, config: Config, pair: Pair) -> None:
+        super().__init__()
+        same_levels(pair.student.strides, pair.teacher.strides)
+        self.csa, self.refresh = config.csa, config.csa.refresh
+        self.levels = nn.ModuleList(
+            CrossAttention(
+                pair.student.pyramid_channels,
+                pair.teacher.pyramid_channels,
+                config.csa.heads,
+                _rates(config.csa, stride),
+                roles=config.csa.roles,
+                residual=config.csa.residual,
+                zero_init=config.csa.zero_init,
+                position=config.csa.position,
+            )
+            for stride in pair.student.strides
+        )
+
+    def learns(self, method_is_on: bool) -> bool:
+        return method_is_on or self.csa.start == "always"
+
+    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Per level (B, C_student, H, W) and (B, C_teacher, H, W) -> (B, C_student, H, W)."""
+        return tuple(level(s, t) for level, s, t in zip(self.levels, student, teacher, strict=True))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), self.csa.learning_rate, weight_decay=self.csa.weight_decay)
+
+
+def _rates(csa: Csa, stride: int) -> tuple[int, ...]:
+    """The rates of the level of `stride`."""
+    level = stride.bit_length() - 3
+    if not 0 <= level < len(csa.rates):
+        raise ValueError(f"csa.rates has {len(csa.rates)} entries, for strides 4, 8, ...; none is for stride {stride}")
+    return csa.rates[level] if csa.multi_scale else csa.rates[level][:1]
+
+
+def _c5(taps: Taps, whose: str) -> Tensor:
+    if taps.c5 is None:
+        raise ValueError(f"scalekd's feature loss needs the {whose}'s c5, which these taps lack")
+    return taps.c5

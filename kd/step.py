@@ -1,0 +1,141 @@
+"""One optimizer step: counts, teachers, forward and backward of every micro-batch, the check, the step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_sharding.batch import Batch, Taps
+from data_sharding.world import World
+from kd.assistants import AssistantTrainer
+from kd.clock import Clock
+from kd.distiller import Distiller, Moment
+from kd.engine import Engine
+from kd.optimise import OptimConfig, set_rates
+from kd.teacher import Teacher
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss term became NaN or infinite; nothing was stepped on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step did, in plain numbers."""
+
+    losses: dict[str, float]
+    """Every term of the global batch's loss, by name."""
+    rates: dict[str, float]
+    """The learning rate of each part."""
+    norm: float | None
+    """The gradient's norm before clipping."""
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for the log; each distillation term also as its share of the task loss."""
+        task = sum(value for name, value in self.losses.items() if name.startswith("task/"))
+        shares = {
+            f"share/{name.removeprefix('kd/')}": value / task
+            for name, value in self.losses.items()
+            if name.startswith("kd/") and task > 0
+        }
+        norm = {} if self.norm is None else {"train/gradient_norm": self.norm}
+        return (
+            {f"loss/{name}": value for name, value in self.losses.items()}
+            | {"loss/total": sum(v for n, v in self.losses.items() if not n.startswith("assistant/"))}
+            | shares
+            | {f"lr/{part}": rate for part, rate in self.rates.items()}
+            | norm
+        )
+
+
+def train_step(
+    engine: Engine,
+    batches: Sequence[Batch],
+    teachers: Mapping[str, Teacher],
+    assistants: Mapping[str, AssistantTrainer],
+    config: OptimConfig,
+    step: int,
+    world: World,
+    clock: Clock,
+) -> StepReport:
+    """Do optimizer step `step` (from 0) on this rank's micro-batches of one global batch."""
+    distiller = engine.distiller
+    progress = step / config.steps
+    frozen = distiller.frozen(progress)
+    if step > 0 and not frozen and distiller.frozen((step - 1) / config.steps):
+        engine.forget("backbone")
+    rates = set_rates(engine.groups, config, step, frozen)
+    totals = global_totals(distiller, batches, world)
+    batches = [batch.with_totals(totals) for batch in batches]
+    taught = _teach(teachers, batches, clock)
+    sums: dict[str, Tensor] = {}
+    _rehearse(engine, batches, taught, assistants, progress, clock, sums)
+    for number, batch in enumerate(batches):
+        moment = Moment(progress=progress, last=number == len(batches) - 1, single=len(batches) == 1, clock=clock)
+        with clock.section("student"):
+            losses = engine(batch, taught[number], assistants, moment)
+            engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
+        _add(sums, losses)
+    losses = _checked(sums, batches, step, world)
+    with clock.section("optimizer"):
+        norm = engine.step()
+    return StepReport(losses=losses, rates=rates, norm=norm)
+
+
+def global_totals(distiller: Distiller, batches: Sequence[Batch], world: World) -> dict[str, Tensor]:
+    """What the losses divide by: counts summed over all micro-batches of all ranks, known before any forward."""
+    per_batch = [
+        {"images": torch.tensor(float(len(b)), device=b.images.device)} | distiller.student.counts(b) for b in batches
+    ]
+    names = sorted(per_batch[0])
+    local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in per_batch]).sum(0)
+    return dict(zip(names, world.sum(local).unbind(), strict=True))
+
+
+def _teach(teachers: Mapping[str, Teacher], batches: Sequence[Batch], clock: Clock) -> list[dict[str, Taps]]:
+    with clock.section("teacher"), torch.no_grad():
+        return [{name: teacher(batch) for name, teacher in teachers.items()} for batch in batches]
+
+
+def _rehearse(
+    engine: Engine,
+    batches: Sequence[Batch],
+    taught: Sequence[Mapping[str, Taps]],
+    assistants: Mapping[str, AssistantTrainer],
+    progress: float,
+    clock: Clock,
+    sums: dict[str, Tensor],
+) -> None:
+    """With accumulation, an assistant that advises after its step must see all micro-batches first: one forward of
+    the student more, without gradient. With one micro-batch it learns inside the student's own forward."""
+    if len(batches) == 1 or not any(trainer.assistant.refresh for trainer in assistants.values()):
+        return
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        moment = Moment(progress=progress, last=last, single=False, rehearsal=True, clock=clock)
+        with clock.section("assistant"):
+            _add(sums, engine(batch, taught[number], assistants, moment))
+
+
+def _add(sums: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
+    for name, value in losses.items():
+        sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach().float()
+
+
+def _checked(sums: dict[str, Tensor], batches: Sequence[Batch], step: int, world: World) -> dict[str, float]:
+    """The terms summed over ranks; one wait for the device a step, before the optimizer can do harm."""
+    names = sorted(sums)
+    values = world.sum(torch.stack([sums[name] for name in names])).tolist()
+    losses = dict(zip(names, values, strict=True))
+    bad = [name for name, value in losses.items() if not torch.tensor(value).isfinite()]
+    if bad:
+        mine = not torch.stack([sums[name] for name in bad]).isfinite().all()
+        here = [batch.image_ids for batch in batches] if mine else []
+        found = [ids for rank in world.gather(here) if isinstance(rank, list) for ids in rank]
+        images = sorted({image for ids in found for image in ids})
+        raise NonFiniteLoss(
+            f"step {step}: {', '.join(bad)} is not finite on images {images}; the optimizer was not stepped. "
+            "Look at these images' labels, lower optim.lr, set optim.clip_norm, or start the method later"
+        )
+    return losses

@@ -1,0 +1,72 @@
+"""What the teacher sees, live or from the cache, behind one call: its taps on the student's grid."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from data_sharding.batch import Batch, Taps
+from kd.blocks.align import Rule, align
+from kd.detectors.base import Detector, Shapes
+
+Teacher = Callable[[Batch], Taps]
+"""A batch -> detached taps on the student's grid, holding what the methods read."""
+
+
+class LiveTeacher:
+    """A frozen detector that looks at each batch, at `factor` times the student's resolution."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        student: Shapes,
+        *,
+        factor: int,
+        rule: Rule,
+        reads: frozenset[str],
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self.detector = detector.eval().requires_grad_(False)
+        self.shapes = aligned_shapes(detector.shapes, student)
+        self._student, self._factor, self._reads = student, factor, reads
+        self._rule: Rule = rule
+        self._precision = precision
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Taps:
+        # The student's own pixels may be colour-jittered; the clean ones then travel beside them.
+        images = batch.scaled_images.get(1, batch.images) if self._factor == 1 else batch.scaled_images[self._factor]
+        geometry = batch.geometry.scaled(self._factor)
+        # The student's autocast must not reach in here: live and cached teacher have to agree to the bit.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            taps = self.detector.features(self.detector.normalise(images, geometry))
+        taps = align(taps, self.detector.shapes, self._student, self._factor, self._rule)
+        return only(taps, self._reads)
+
+
+class CachedTeacher:
+    """The same taps, read from the cache by the loader and travelling with the batch."""
+
+    def __init__(self, name: str, shapes: Shapes, dtype: torch.dtype = torch.float32) -> None:
+        self.name, self.shapes, self._dtype = name, shapes, dtype
+
+    def __call__(self, batch: Batch) -> Taps:
+        taps = batch.cached[self.name]
+        c5 = None if taps.c5 is None else taps.c5.to(self._dtype)
+        return Taps(c5, tuple(level.to(self._dtype) for level in taps.pyramid))
+
+
+def only(taps: Taps, reads: frozenset[str]) -> Taps:
+    """The taps that the methods read; the rest is neither kept nor stored."""
+    return Taps(taps.c5 if "c5" in reads else None, taps.pyramid if "pyramid" in reads else ())
+
+
+def aligned_shapes(teacher: Shapes, student: Shapes) -> Shapes:
+    """The teacher's shapes on the student's grid."""
+    return replace(teacher, strides=student.strides, c5_stride=student.c5_stride)
+
+
+def all_reads(reads: Sequence[frozenset[str]]) -> frozenset[str]:
+    """What several methods read together."""
+    return frozenset().union(*reads)

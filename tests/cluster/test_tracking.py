@@ -1,0 +1,219 @@
+"""No metric is lost, none is stored twice, and a continued run stays one run in MLflow."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from cluster.config import RunConfig, check, load, to_params
+from cluster.grammar import ConfigError, parse
+from cluster.metric_log import MetricLog, Row
+from cluster.tracking import RUN_FILE, RunHandle, git_state, open_run
+
+
+class Tracker:
+    """Keeps what it is shipped as MLflow does, one row per key, step, time and value; may be down."""
+
+    def __init__(self, down: int = 0) -> None:
+        self.down, self.calls, self.rows = down, 0, set[Row]()
+
+    def __call__(self, rows: list[Row]) -> None:
+        self.calls += 1
+        if self.down:
+            self.down -= 1
+            raise ConnectionError("the tracker is down")
+        self.rows |= set(rows)
+
+    def numbers(self) -> dict[tuple[str, int], float]:
+        assert len({(row.key, row.step) for row in self.rows}) == len(self.rows), "a step is stored twice"
+        return {(row.key, row.step): row.value for row in self.rows}
+
+
+def never(rows: list[Row]) -> None:
+    raise ConnectionError("the tracker is away for good")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def test_a_log_without_rows_ships_nothing(path: Path) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, tracker)
+    log.log(0, {})
+    assert log.close()
+    assert tracker.calls == 0
+    assert path.read_text() == ""
+
+
+def test_every_row_arrives(path: Path) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, tracker, every=0.01)
+    for step in range(1000):
+        log.log(step, {"loss/total": step / 2, "time/data_s": 0.1})
+    assert log.close()
+    assert tracker.numbers() == {("loss/total", s): s / 2 for s in range(1000)} | {
+        ("time/data_s", s): 0.1 for s in range(1000)
+    }
+
+
+def test_a_tracker_that_was_down_gets_all_rows_in_the_end(path: Path) -> None:
+    tracker = Tracker(down=3)
+    log = MetricLog(path, tracker, every=0.01)
+    for step in range(10):
+        log.log(step, {"loss": 1.0})
+    assert log.close()
+    assert log.failure is None
+    assert len(tracker.numbers()) == 10
+
+
+def test_rows_wait_for_the_next_process_when_the_tracker_stays_away(path: Path) -> None:
+    log = MetricLog(path, never, every=0.01)
+    log.log(1, {"loss": 1.0})
+    assert not log.close(timeout=0.3)
+    assert isinstance(log.failure, ConnectionError)
+    tracker = Tracker()
+    assert MetricLog(path, tracker).close()
+    assert tracker.numbers() == {("loss", 1): 1.0}
+
+
+def test_logging_never_waits_for_the_tracker(path: Path) -> None:
+    gate = threading.Event()
+
+    def wait(rows: list[Row]) -> None:
+        gate.wait(10)
+
+    log = MetricLog(path, wait, every=0.001)
+    for step in range(100):
+        log.log(step, {"loss": 1.0})
+    assert not log.close(timeout=0.05)
+    gate.set()
+
+
+def test_a_step_that_is_done_again_is_stored_once(path: Path) -> None:
+    tracker = Tracker()
+    first = MetricLog(path, tracker)
+    for step in range(5):
+        first.log(step, {"loss": float(step)})
+    first.close()
+    # The run resumes at its checkpoint of step 3; step 4 now also has what it had no time to write before.
+    second = MetricLog(path, tracker)
+    second.log(3, {"loss": 99.0})
+    second.log(4, {"loss": 99.0, "val/AP": 0.5})
+    second.log(5, {"loss": 5.0})
+    second.close()
+    assert tracker.numbers() == {("loss", s): float(s) for s in range(6)} | {("val/AP", 4): 0.5}
+
+
+def test_one_step_may_be_written_in_parts(path: Path) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, tracker)
+    log.log(1, {"loss": 1.0})
+    log.log(1, {"val/AP": 2.0, "loss": 3.0})
+    log.close()
+    assert tracker.numbers() == {("loss", 1): 1.0, ("val/AP", 1): 2.0}
+
+
+@pytest.mark.parametrize("mark", [None, "", "rubbish", "999999999"])
+def test_a_lost_mark_ships_again_and_stores_nothing_twice(path: Path, mark: str | None) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, tracker)
+    log.log(1, {"loss": 1.0})
+    log.close()
+    file = path.with_suffix(".shipped")
+    file.unlink() if mark is None else file.write_text(mark)
+    log = MetricLog(path, tracker)
+    log.log(2, {"loss": 2.0})
+    assert log.close()
+    assert tracker.numbers() == {("loss", 1): 1.0, ("loss", 2): 2.0}
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(path: Path) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, never, every=10)
+    log.log(1, {"loss": 1.0})
+    log.close(timeout=0)
+    path.write_bytes(path.read_bytes() + b'{"t": 5, "s": 2, "m": {"lo')
+    log = MetricLog(path, tracker)
+    log.log(2, {"loss": 2.0})
+    assert log.close()
+    assert tracker.numbers() == {("loss", 1): 1.0, ("loss", 2): 2.0}
+
+
+def test_numbers_that_are_not_finite_are_kept(path: Path) -> None:
+    tracker = Tracker()
+    log = MetricLog(path, tracker)
+    log.log(1, {"loss": float("inf")})
+    assert log.close()
+    assert tracker.numbers() == {("loss", 1): float("inf")}
+
+
+def test_the_commit_is_told_or_unknown() -> None:
+    state = git_state()
+    assert set(state) == {"git.commit", "git.dirty"}
+    assert state["git.dirty"] in ("true", "false", "unknown")
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load("digits_student", {"name": "first", "tracking.experiment": "tests"})
+
+
+@pytest.mark.cluster
+def test_a_run_is_opened_filled_continued_and_closed(tmp_path: Path, config: RunConfig) -> None:
+    from mlflow import MlflowClient
+
+    run = open_run(config, tmp_path, {"dataset.uid": "abc"})
+    client = MlflowClient(tracking_uri=run.uri)
+    assert run.uri.startswith("sqlite:///")
+    log = MetricLog(tmp_path / "first" / "metrics.jsonl", run.ship, every=0.05)
+    for step in range(3):
+        log.log(step, {"loss/task/cls": 1.0 - step / 10, "lr/backbone": 1e-3})
+    assert log.close()
+    with run.machine_metrics("worker0", every=1):
+        run.add_file(tmp_path / "first" / RUN_FILE, "samples")
+    run.close("FAILED")
+
+    # The next start of the same run, on more workers, with its metric mark lost.
+    (tmp_path / "first" / "metrics.shipped").unlink()
+    again = open_run(check(parse("resources: {workers: 2}", "t") | _tree(config), "t"), tmp_path)
+    assert again == run
+    log = MetricLog(tmp_path / "first" / "metrics.jsonl", again.ship)
+    log.log(2, {"loss/task/cls": 7.0})
+    log.log(3, {"loss/task/cls": 0.7})
+    assert log.close()
+    again.close("FINISHED")
+
+    found = client.get_run(run.run_id)
+    history = client.get_metric_history(run.run_id, "loss/task/cls")
+    assert sorted((m.step, m.value) for m in history) == [(0, 1.0), (1, 0.9), (2, 0.8), (3, 0.7)]
+    assert found.data.params == to_params(config)
+    assert found.data.tags["restarted.resources.workers"] == "2"
+    assert found.data.tags["dataset.uid"] == "abc"
+    assert found.info.status == "FINISHED"
+    assert {f.path for f in client.list_artifacts(run.run_id)} >= {"recipe.yaml", "samples"}
+    assert len(client.search_runs([found.info.experiment_id])) == 1
+
+    (tmp_path / "first" / RUN_FILE).write_text(json.dumps({"run_id": "0" * 32}))
+    with pytest.raises(ConfigError, match="delete this file to begin a new record"):
+        open_run(config, tmp_path)
+
+
+def _tree(config: RunConfig) -> dict[str, object]:
+    from cluster.config import to_tree
+
+    return {key: value for key, value in to_tree(config).items() if key != "resources"}
+
+
+def test_the_record_needs_a_folder(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="needs a folder"):
+        open_run(config, "s3://bucket/runs")
+
+
+def test_a_handle_travels_to_workers() -> None:
+    import pickle
+
+    handle = RunHandle("id", "uri")
+    assert pickle.loads(pickle.dumps(handle)) == handle

@@ -1,0 +1,36 @@
+"""A small packed split, its views, and a finished teacher cache over them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_sharding.cache_key import CacheKey
+from data_sharding.shards import PackedDataset
+from data_sharding.views import ViewTable
+from tests.data_sharding.tiny import tiny_dataset, tiny_key, tiny_views, write
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return tiny_dataset(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="session")
+def views(dataset: PackedDataset) -> ViewTable:
+    return tiny_views(dataset)
+
+
+@pytest.fixture(scope="session")
+def key(dataset: PackedDataset, views: ViewTable) -> CacheKey:
+    return tiny_key(dataset, views)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, key: CacheKey, dataset: PackedDataset, views: ViewTable) -> Path:
+    return write(tmp_path_factory.mktemp("finished"), key, dataset, views).folder
+
+
+@pytest.fixture
+def cache_folder(tmp_path: Path, finished: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "taps")

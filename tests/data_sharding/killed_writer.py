@@ -1,0 +1,60 @@
+"""Run as a program: fills a teacher cache with writers that are killed at given moments, one after the other.
+
+Each writer is a fork of this process, which has imported everything and started no thread. It dies by SIGKILL at its
+n-th write, sync or rename; the last one finishes the cache.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_sharding.cache_writer import CacheWriter, _HashingFile
+from data_sharding.shards import PackedDataset
+from tests.data_sharding.tiny import tiny_key, tiny_taps, tiny_views
+
+
+def die_after(calls: int) -> None:
+    """Let the process be killed in the middle of its file operation number `calls`."""
+    left = calls
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    os.fsync = counted(os.fsync)
+    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+    _HashingFile.write = counted(_HashingFile.write)  # type: ignore[method-assign]
+
+
+def fill(packed: Path, folder: Path, part: int, parts: int) -> None:
+    dataset = PackedDataset.open(packed)
+    views = tiny_views(dataset)
+    key = tiny_key(dataset, views)
+    writer = CacheWriter(folder, key, dataset, views)
+    for shard in writer.pending(part, parts):
+        writer.fill(shard, tiny_taps(key, views))
+
+
+def main(packed: Path, folder: Path, moments: list[int]) -> None:
+    for number, calls in enumerate(moments):
+        child = os.fork()
+        if child == 0:
+            die_after(calls)
+            fill(packed, folder, number % 2, 2 + number % 3)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write("killed\n" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(n) for n in sys.argv[3:]])

@@ -1,0 +1,113 @@
+"""A small detector and hand-made taps, for tests of methods. Seeds make every value reproducible."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_sharding.batch import Batch, Geometry, Outputs, Taps
+from data_sharding.world import World
+from kd.blocks.align import grid
+from kd.detectors.base import Detections, Detector, Shapes
+from kd.methods.base import Advice, Method, Pair
+
+STRIDES = (8, 16, 32)
+CANVAS = (96, 136)
+"""Odd sizes: 12x17, 6x9 and 3x5 cells."""
+SHAPES = Shapes(c5_channels=8, c5_stride=32, pyramid_channels=8, strides=STRIDES, num_classes=3)
+
+
+class FakeDetector(Detector):
+    """One shared 1x1 convolution as a head; soft targets compared as the contract says, every cell a positive."""
+
+    def __init__(self, shapes: Shapes = SHAPES) -> None:
+        super().__init__()
+        self.shapes, self.backbone = shapes, nn.Identity()
+        self.head = nn.Conv2d(shapes.pyramid_channels, shapes.num_classes + 4, 1)
+
+    def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
+        raise AssertionError("a method never runs a backbone")
+
+    def predict(self, pyramid: tuple[Tensor, ...], geometry: Geometry) -> Outputs:
+        found = [self.head(level) for level in pyramid]
+        classes = self.shapes.num_classes
+        return Outputs(tuple(x[:, :classes] for x in found), tuple(x[:, classes:] for x in found))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"positives": torch.tensor(float(sum(len(b) for b in batch.boxes)))}
+
+    def task_losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        total = sum((x.square().sum() for x in outputs.class_logits), start=torch.zeros(()))
+        return {"cls": total / batch.totals["positives"].clamp(min=1)}
+
+    def distill_losses(self, student: Outputs, target: Outputs, batch: Batch, box_loss: str) -> dict[str, Tensor]:
+        count = batch.totals["positives"].clamp(min=1)
+        cls = [
+            F.binary_cross_entropy_with_logits(s, t.detach().sigmoid(), reduction="sum")
+            for s, t in zip(student.class_logits, target.class_logits, strict=True)
+        ]
+        box = [(s - t.detach()).square().sum() for s, t in zip(student.box_deltas, target.box_deltas, strict=True)]
+        return {"cls": torch.stack(cls).sum() / count, "box": torch.stack(box).sum() / count}
+
+    def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
+        raise AssertionError("a method never decodes")
+
+
+def pair(student: Shapes = SHAPES, teacher: Shapes = SHAPES, world: World | None = None, accumulate: int = 1) -> Pair:
+    return Pair(student=student, teacher=teacher, world=world or World(), accumulate=accumulate)
+
+
+def wider(shapes: Shapes = SHAPES) -> Shapes:
+    """A teacher with more channels."""
+    return replace(shapes, c5_channels=12, pyramid_channels=16)
+
+
+def taps(images: int, seed: int, shapes: Shapes = SHAPES, canvas: tuple[int, int] = CANVAS) -> Taps:
+    generator = torch.Generator().manual_seed(seed)
+
+    def level(channels: int, stride: int) -> Tensor:
+        return torch.randn(images, channels, *grid(canvas, stride), generator=generator)
+
+    pyramid = tuple(level(shapes.pyramid_channels, stride) for stride in shapes.strides)
+    return Taps(level(shapes.c5_channels, shapes.c5_stride), pyramid)
+
+
+def require_grad(found: Taps) -> Taps:
+    assert found.c5 is not None
+    return Taps(found.c5.clone().requires_grad_(), tuple(x.clone().requires_grad_() for x in found.pyramid))
+
+
+def tensors(found: Taps) -> list[Tensor]:
+    return [*(() if found.c5 is None else (found.c5,)), *found.pyramid]
+
+
+def rows(found: Taps, which: slice | list[int]) -> Taps:
+    """The taps of some of the images."""
+    return Taps(None if found.c5 is None else found.c5[which], tuple(x[which] for x in found.pyramid))
+
+
+def batch(images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[int, int] = CANVAS) -> Batch:
+    """`images` images with the same `boxes` boxes, part of a global batch of `totals` images."""
+    one = torch.tensor([[4.0, 4.0, 20.0, 30.0], [50.0, 10.0, 90.0, 80.0]])[:boxes]
+    count = float(images if totals is None else totals)
+    return Batch(
+        images=torch.zeros(images, 3, *canvas, dtype=torch.uint8),
+        geometry=Geometry(canvas, torch.tensor([canvas] * images)),
+        boxes=(one,) * images,
+        labels=(torch.zeros(boxes, dtype=torch.int64),) * images,
+        ignore=(torch.zeros(0, 4),) * images,
+        image_ids=tuple(range(images)),
+        views=(0,) * images,
+        totals={"images": torch.tensor(count), "positives": torch.tensor(count * boxes)},
+    )
+
+
+def run(
+    method: Method, student: Taps, teacher: Taps, of: Batch, detector: FakeDetector | None = None
+) -> dict[str, Tensor]:
+    """The method's terms, advised by the detector's head on the student's own pyramid, as a new assistant would."""
+    detector = detector or FakeDetector()
+    outputs = detector.predict(student.pyramid, of.geometry)
+    advice = detector.predict(student.detach().pyramid, of.geometry)
+    return method.losses(student, outputs, teacher, of, Advice(detector, advice))

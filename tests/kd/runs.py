@@ -1,0 +1,242 @@
+"""Whole training runs in miniature: a real FCOS student, a live FCOS teacher at twice the resolution, real methods.
+
+Everything is a function of the settings and the world, so that runs of different engines and rank counts compare.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.world import World
+from kd.assistants import AssistantTrainer
+from kd.backbones import mobilenetv2
+from kd.backbones.base import Norm
+from kd.clock import Clock
+from kd.detectors import fcos
+from kd.detectors.base import Detector
+from kd.distiller import Distiller, Lesson
+from kd.engine import Engine, PlainEngine, Precision
+from kd.methods import scalekd
+from kd.methods.base import Method, MethodConfig, Pair
+from kd.optimise import Ema, OptimConfig
+from kd.plugins import plugin
+from kd.step import StepReport, train_step
+from kd.teacher import LiveTeacher, Teacher
+
+CANVAS, CLASSES, IMAGES = 64, 3, 4
+KINDS = ("plain", 0, 1, 2, 3)
+Kind = Literal["plain", 0, 1, 2, 3]
+SGD = OptimConfig(lr=1.0, momentum=0.0, weight_decay=0.0, steps=10, batch=IMAGES, warmup=0)
+"""One step of it subtracts the gradient from the weights."""
+ADAMW = OptimConfig(optimizer="adamw", lr=1e-3, weight_decay=0.01, steps=10, batch=IMAGES, warmup=0, clip_norm=0.5)
+
+
+def scale_kd(*, weight: float = 0.5, refresh: bool = True, freeze: float = 0.0) -> scalekd.Config:
+    """ScaleKD with all three terms at `weight`, from the first step on."""
+    return scalekd.Config(
+        start=0.0,
+        freeze=freeze,
+        alpha=weight,
+        beta=weight,
+        gamma=weight,
+        sdf=scalekd.Sdf(width=8, token_width=4),
+        csa=scalekd.Csa(heads=2, refresh=refresh),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What to train, and with what."""
+
+    kind: Kind = "plain"
+    distill: Mapping[str, MethodConfig] = field(default_factory=dict)
+    optim: OptimConfig = ADAMW
+    norm: Norm = "group"
+    precision: Precision = "fp32"
+    steps: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The live objects of a run on one rank."""
+
+    engine: Engine
+    teachers: Mapping[str, Teacher]
+    assistants: Mapping[str, AssistantTrainer]
+    ema: Ema | None
+    do: Callable[[int], StepReport]
+    """Do one optimizer step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run leaves on one rank; `states[i]` and `assistants[i]` are those after i steps."""
+
+    losses: list[dict[str, float]]
+    norms: list[float | None]
+    states: list[dict[str, Tensor]]
+    assistants: list[Tensor]
+    average: dict[str, Tensor]
+
+
+def detector(seed: int, width: int = 32, norm: Norm = "group") -> Detector:
+    """A tiny FCOS with random weights, the same for the same arguments."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = mobilenetv2.Config(width_mult=0.25, norm=norm)
+        config = fcos.Config(backbone=backbone, width=width, head_depth=1, levels=(3, 4, 5))
+        return fcos.build(config, CLASSES)
+
+
+def live_teacher(student: Detector) -> LiveTeacher:
+    """A teacher of another width that sees twice the student's resolution."""
+    reads = frozenset({"c5", "pyramid"})
+    return LiveTeacher(detector(1, width=16), student.shapes, factor=2, rule="shift", reads=reads)
+
+
+def images_of(step: int) -> Batch:
+    """The whole global batch of a step: images with many, few and no boxes, each time in another order."""
+    generator = torch.Generator().manual_seed(100 + step)
+    counts = [(3, 0, 1, 6)[(i + step) % IMAGES] for i in range(IMAGES)]
+
+    def pixels(side: int) -> Tensor:
+        return torch.randint(0, 256, (IMAGES, 3, side, side), generator=generator, dtype=torch.uint8)
+
+    def boxes(count: int) -> Tensor:
+        corner = torch.rand(count, 2, generator=generator) * 36
+        return torch.cat([corner, corner + 3 + torch.rand(count, 2, generator=generator) * 24], dim=1)
+
+    ids = tuple(range(10 * step, 10 * step + IMAGES))
+    return Batch(
+        images=pixels(CANVAS),
+        geometry=Geometry((CANVAS, CANVAS), torch.tensor([[64, 64], [64, 48], [40, 64], [64, 64]])),
+        boxes=tuple(boxes(count) for count in counts),
+        labels=tuple(torch.randint(0, CLASSES, (count,), generator=generator) for count in counts),
+        ignore=(torch.tensor([[0.0, 0.0, 20.0, 20.0]]),) + (torch.zeros(0, 4),) * (IMAGES - 1),
+        image_ids=ids,
+        views=(0,) * IMAGES,
+        scaled_images={2: pixels(2 * CANVAS)},
+    )
+
+
+def part_of(batch: Batch, which: slice) -> Batch:
+    """Some of the images of a batch."""
+    return Batch(
+        images=batch.images[which],
+        geometry=Geometry(batch.geometry.canvas, batch.geometry.sizes[which]),
+        boxes=batch.boxes[which],
+        labels=batch.labels[which],
+        ignore=batch.ignore[which],
+        image_ids=batch.image_ids[which],
+        views=batch.views[which],
+        scaled_images={factor: x[which] for factor, x in batch.scaled_images.items()},
+    )
+
+
+def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
+    """This rank's part of the global batch."""
+    each = IMAGES // (world.size * accumulate)
+    begins = [(world.rank * accumulate + i) * each for i in range(accumulate)]
+    return [part_of(images_of(step), slice(begin, begin + each)) for begin in begins]
+
+
+def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
+    """The run's methods, learning from `big`."""
+    pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
+    return {
+        name: (Lesson(name=name, teacher="big", config=config), plugin("kd.methods", name).Loss(config, pair))
+        for name, config in run.distill.items()
+    }
+
+
+def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, AssistantTrainer]:
+    """The assistants of the run's methods, also where nobody listens to them."""
+    pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
+    modules = {name: plugin("kd.methods", name) for name in run.distill}
+    return {
+        name: AssistantTrainer(module.Assistant(run.distill[name], pair), world)
+        for name, module in modules.items()
+        if hasattr(module, "Assistant")
+    }
+
+
+def build(run: Run, world: World) -> Parts:
+    """All objects of a run on this rank, with the same first weights on every rank and for every engine."""
+    student = detector(0, norm=run.norm)
+    teacher = live_teacher(student)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        lessons = lessons_of(run, student, teacher, world)
+        assistants = assistants_of(run, student, teacher, world)
+    ema = None if run.optim.ema is None else Ema(student, run.optim.ema)
+    engine = _engine(run, Distiller(student, lessons), world)
+    teachers: dict[str, Teacher] = {"big": teacher} if run.distill else {}
+    clock = Clock()
+
+    def do(step: int) -> StepReport:
+        batches = micro_batches(step, world, run.optim.accumulate)
+        report = train_step(engine, batches, teachers, assistants, run.optim, step, world, clock)
+        if ema is not None:
+            ema.update(student, step)
+        return report
+
+    return Parts(engine=engine, teachers=teachers, assistants=assistants, ema=ema, do=do)
+
+
+def _engine(run: Run, distiller: Distiller, world: World) -> Engine:
+    if run.kind == "plain":
+        return PlainEngine(distiller, run.optim, world, run.precision)
+    from cluster.zero import ZeroEngine, start_deepspeed
+
+    start_deepspeed()
+    return ZeroEngine(distiller, run.optim, world, stage=run.kind, precision=run.precision)
+
+
+def train(world: World, run: Run) -> Outcome:
+    """Do the run's steps from the beginning."""
+    return follow(build(run, world), range(run.steps))
+
+
+def follow(parts: Parts, steps: range, after: Callable[[int], None] = lambda step: None) -> Outcome:
+    """Do some steps; `after` is called with the number of steps done."""
+    reports: list[StepReport] = []
+    states, assistants = [parts.engine.student_state()], [weights(parts.assistants)]
+    for step in steps:
+        reports.append(parts.do(step))
+        states.append(parts.engine.student_state())
+        assistants.append(weights(parts.assistants))
+        after(step + 1)
+    return Outcome(
+        losses=[report.losses for report in reports],
+        norms=[report.norm for report in reports],
+        states=states,
+        assistants=assistants,
+        average={} if parts.ema is None else {n: x.clone() for n, x in parts.ema.state_dict().items()},
+    )
+
+
+def weights(assistants: Mapping[str, AssistantTrainer]) -> Tensor:
+    """All weights of all assistants in one flat tensor."""
+    flat = [p.detach().flatten() for trainer in assistants.values() for p in trainer.assistant.parameters()]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def change(outcome: Outcome, part: str = "") -> Tensor:
+    """What the run did to the student's weights whose name begins with `part`, as one flat tensor."""
+    first, last = outcome.states[0], outcome.states[-1]
+    return torch.cat([(first[n] - last[n]).flatten() for n in first if n.startswith(part)])
+
+
+def gap(a: Any, b: Any) -> float:
+    """The largest relative difference of the losses of two runs."""
+    pairs = [(x[name], y[name]) for x, y in zip(a.losses, b.losses, strict=True) for name in x | y]
+    return max(abs(x - y) / max(abs(x), abs(y), 1e-3) for x, y in pairs)

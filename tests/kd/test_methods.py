@@ -1,0 +1,304 @@
+"""Promises of every method file, and each method against its formula written out in loops."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import multiprocessing as mp
+
+from data_sharding.batch import Taps
+from data_sharding.world import World
+from kd.blocks.align import align, check_grid
+from kd.detectors import fcos
+from kd.methods import cwd, fitnet, pkd, scalekd
+from kd.methods.base import Advice, Method, MethodConfig
+from kd.plugins import plugins
+from tests.kd import fake
+
+METHODS = plugins("kd.methods")
+every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
+
+# A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
+SYMMETRIC: dict[str, MethodConfig] = {"scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"))}
+# Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
+DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_one_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES) -> Method:
+    return module.Loss(config or module.Config(), fake.pair(teacher=teacher))
+
+
+def short_name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+@every_method
+@pytest.mark.parametrize("canvas", [(32, 32), (96, 136), (128, 128)], ids=str)
+@pytest.mark.parametrize(("images", "boxes"), [(1, 0), (1, 2), (2, 0), (3, 2)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_terms_are_finite_scalars_that_never_reach_the_teacher(
+    module: ModuleType, canvas: tuple[int, int], images: int, boxes: int, wide: bool
+) -> None:
+    shapes = fake.wider() if wide else fake.SHAPES
+    student = fake.require_grad(fake.taps(images, 1, canvas=canvas))
+    teacher = fake.require_grad(fake.taps(images, 2, shapes, canvas))
+    terms = fake.run(build(module, teacher=shapes), student, teacher, fake.batch(images, boxes, canvas=canvas))
+    assert terms
+    for term in terms.values():
+        assert term.shape == ()
+        assert term.isfinite()
+    torch.stack(list(terms.values())).sum().backward()
+    for x in fake.tensors(student):
+        assert x.grad is None or x.grad.isfinite().all()
+    assert all(x.grad is None for x in fake.tensors(teacher))
+
+
+@every_method
+@pytest.mark.parametrize("boxes", [0, 2])
+def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: int) -> None:
+    shapes, method = fake.wider(), build(module, teacher=fake.wider())
+    student = fake.require_grad(fake.taps(2, 1))
+    terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes))
+    torch.stack(list(terms.values())).sum().backward()
+    assert any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
+    dead = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert dead == []
+
+
+@every_method
+def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
+    """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
+    method = build(module, SYMMETRIC.get(short_name(module)))
+    teacher = fake.taps(2, 1)
+    student = fake.require_grad(teacher)
+    terms = fake.run(method, student, teacher, fake.batch(2))
+    assert terms.get("feat", torch.zeros(())).item() == pytest.approx(0, abs=1e-5)
+    torch.stack(list(terms.values())).sum().backward()
+    for x in fake.tensors(student):
+        assert x.grad is None or x.grad.abs().max() < 1e-5
+
+
+@every_method
+def test_bf16_autocast_agrees_with_fp32(module: ModuleType) -> None:
+    method, detector = build(module), fake.FakeDetector()
+    student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), fake.batch(2)
+    exact = fake.run(method, student, teacher, batch, detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = fake.run(method, student, teacher, batch, detector)
+    for name, term in rough.items():
+        torch.testing.assert_close(term.float(), exact[name], rtol=0.05, atol=1e-3)
+
+
+@every_method
+def test_only_declared_taps_are_read(module: ModuleType) -> None:
+    method, teacher, detector = build(module), fake.taps(2, 2), fake.FakeDetector()
+    reads = method.reads
+    assert reads <= {"c5", "pyramid"}
+    declared = Taps(teacher.c5 if "c5" in reads else None, teacher.pyramid if "pyramid" in reads else ())
+    student, batch = fake.taps(2, 1), fake.batch(2)
+    assert fake.run(method, student, declared, batch, detector) == fake.run(method, student, teacher, batch, detector)
+
+
+@every_method
+@pytest.mark.parametrize("wide", [False, True])
+def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, wide: bool) -> None:
+    shapes = fake.wider() if wide else fake.SHAPES
+    method = build(module, DIVISIBLE.get(short_name(module)), shapes)
+    detector, teacher = fake.FakeDetector(), fake.taps(3, 2, shapes)
+
+    def losses_and_gradients(parts: list[slice]) -> tuple[dict[str, float], list[Tensor]]:
+        student = fake.require_grad(fake.taps(3, 1))
+        method.zero_grad()
+        sums: dict[str, float] = {}
+        for part in parts:
+            images = len(range(3)[part])
+            terms = fake.run(
+                method, fake.rows(student, part), fake.rows(teacher, part), fake.batch(images, totals=3), detector
+            )
+            torch.stack(list(terms.values())).sum().backward()
+            sums |= {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
+        found = [*fake.tensors(student), *(p for p in method.parameters() if p.requires_grad)]
+        return sums, [x.grad.clone() for x in found if x.grad is not None]
+
+    whole, halves = losses_and_gradients([slice(0, 3)]), losses_and_gradients([slice(0, 1), slice(1, 3)])
+    assert halves[0] == pytest.approx(whole[0], rel=1e-4)
+    torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
+
+
+@every_method
+def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
+    method, detector, batch = build(module), fake.FakeDetector(), fake.batch(3)
+    student = fake.taps(3, 1)
+    # A student near its teacher: for two unrelated ones a shuffle would be no worse.
+    teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
+    right = fake.run(method, student, teacher, batch, detector)["feat"].item()
+    turned = fake.rows(teacher, [2, 0, 1])
+    wrong = fake.run(method, student, turned, batch, detector)["feat"].item()
+    if short_name(module) in SYMMETRIC:
+        assert wrong != pytest.approx(right, rel=1e-3)
+    else:
+        assert wrong > 1.5 * right
+
+
+@every_method
+def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
+    """ZeRO 3 gathers a parameter when the module that owns it is called, and `losses` is not a call."""
+    assert list(build(module, teacher=fake.wider()).parameters(recurse=False)) == []
+
+
+@every_method
+def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
+    shapes = replace(fake.SHAPES, strides=(8, 16))
+    maker = getattr(module, "Assistant", module.Loss)
+    with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):
+        maker(module.Config(), fake.pair(teacher=shapes))
+
+
+@every_method
+def test_a_doubled_fcos_teaches_an_fcos(module: ModuleType) -> None:
+    """The whole way with a real detector: features, alignment, assistant, losses, gradient to the backbone."""
+    student, teacher = (fcos.build(fcos.Config(width=width, head_depth=1, levels=(3, 4, 5, 6)), 3) for width in (8, 16))
+    pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
+    method = module.Loss(module.Config(), pair)
+    batch = fake.batch(2, canvas=(64, 96))
+    batch = batch.with_totals({"images": torch.tensor(2.0)} | student.counts(batch))
+    pixels = torch.randn(2, 3, 64, 96)
+    taps = student.features(pixels)
+    with torch.no_grad():
+        doubled = teacher.features(F.interpolate(pixels, scale_factor=2.0))
+    aligned = align(doubled, teacher.shapes, student.shapes, 2)
+    check_grid(aligned, student.shapes, (64, 96))
+    pyramid = taps.detach().pyramid
+    if hasattr(module, "Assistant"):
+        pyramid = module.Assistant(module.Config(), pair)(pyramid, aligned.pyramid)
+    advice = Advice(student, student.predict(pyramid, batch.geometry))
+    terms = method.losses(taps, student.predict(taps.pyramid, batch.geometry), aligned, batch, advice)
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.isfinite() for term in terms.values())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.backbone.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_fitnet_is_the_mean_squared_error_summed_over_levels() -> None:
+    student, teacher = fake.taps(2, 1), fake.taps(2, 2)
+    expected = 0.0
+    for s, t in zip(student.pyramid, teacher.pyramid, strict=True):
+        pairs = list(zip(s.double().flatten().tolist(), t.double().flatten().tolist(), strict=True))
+        expected += sum((a - b) ** 2 for a, b in pairs) / len(pairs)
+    found = fake.run(build(fitnet), student, teacher, fake.batch(2))["feat"]
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_cwd_is_the_divergence_of_softened_planes(temperature: float) -> None:
+    student, teacher = fake.taps(2, 1), fake.taps(2, 2)
+    expected = 0.0
+    for s, t in zip(student.pyramid, teacher.pyramid, strict=True):
+        planes = list(zip(s.double().flatten(2).flatten(0, 1), t.double().flatten(2).flatten(0, 1), strict=True))
+        for s_plane, t_plane in planes:
+            p = [math.exp(x / temperature) for x in t_plane.tolist()]
+            q = [math.exp(x / temperature) for x in s_plane.tolist()]
+            kl = sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+            expected += temperature**2 * kl / len(planes)
+    method = build(cwd, cwd.Config(temperature=temperature))
+    assert fake.run(method, student, teacher, fake.batch(2))["feat"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "image"])
+def test_pkd_is_one_minus_pearsons_r(statistics: str) -> None:
+    student, teacher = fake.taps(2, 1), fake.taps(2, 2)
+    # A mean far from zero, as features have: raw sums of squares would lose the digits.
+    student = Taps(student.c5, tuple(x + 30 for x in student.pyramid))
+    expected = 0.0
+    for s, t in zip(student.pyramid, teacher.pyramid, strict=True):
+        channels = [(s[:, c], t[:, c]) for c in range(s.shape[1])]
+        if statistics == "image":
+            channels = [(a[i], b[i]) for a, b in channels for i in range(2)]
+        r = [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1].item() for a, b in channels]
+        expected += 10 * (1 - sum(r) / len(r))
+    method = build(pkd, pkd.Config(statistics=statistics))  # pyright: ignore[reportArgumentType]
+    assert fake.run(method, student, teacher, fake.batch(2))["feat"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("module", [cwd, pkd], ids=["cwd", "pkd"])
+def test_a_constant_per_channel_changes_nothing(module: ModuleType) -> None:
+    student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), fake.batch(2)
+    moved = Taps(student.c5, tuple(x + torch.randn(1, x.shape[1], 1, 1) for x in student.pyramid))
+    before, after = (fake.run(build(module), x, teacher, batch)["feat"].item() for x in (student, moved))
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_pkd_does_not_see_scale() -> None:
+    teacher = fake.taps(2, 2)
+    student = Taps(teacher.c5, tuple(7 * x - 3 for x in teacher.pyramid))
+    assert fake.run(build(pkd), student, teacher, fake.batch(2))["feat"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_pkd_of_a_dead_channel_is_finite_in_value_and_gradient() -> None:
+    student = fake.require_grad(Taps(fake.taps(2, 1).c5, tuple(torch.zeros_like(x) for x in fake.taps(2, 1).pyramid)))
+    loss = fake.run(build(pkd), student, fake.taps(2, 2), fake.batch(2))["feat"]
+    loss.backward()
+    assert loss.item() == pytest.approx(10 * len(fake.STRIDES) / 2, rel=1e-4)
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in student.pyramid)
+
+
+def test_pkd_refuses_accumulation_with_batch_statistics() -> None:
+    with pytest.raises(ValueError, match=r"4 accumulated.*pkd.statistics to image"):
+        pkd.Loss(pkd.Config(), fake.pair(accumulate=4))
+    pkd.Loss(pkd.Config(statistics="image"), fake.pair(accumulate=4))
+
+
+@pytest.mark.parametrize(("family", "weight"), [("one_stage", 10.0), ("two_stage", 6.0)])
+def test_pkd_weighs_by_family(family: str, weight: float) -> None:
+    assert pkd.Loss(pkd.Config(), fake.pair(student=replace(fake.SHAPES, family=family))).alpha == weight
+
+
+def _pkd_on_rank(rank: int, meeting: str, found: str) -> None:
+    """One of two ranks: its half of the images, the sum of shares, its parameter gradient and its taps' gradient."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    part = (slice(0, 1), slice(1, 3))[rank]
+    loss, gradients = _pkd_part(World(rank=rank, size=2), part)
+    torch.save((loss, gradients), f"{found}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def _pkd_on_spawned(_: int, meeting: str, found: str) -> None:
+    _pkd_on_rank(1, meeting, found)
+
+
+def _pkd_part(world: World, part: slice) -> tuple[float, tuple[list[Tensor], list[Tensor]]]:
+    torch.manual_seed(0)
+    method = pkd.Loss(pkd.Config(), fake.pair(teacher=fake.wider(), world=world))
+    student = fake.require_grad(fake.rows(fake.taps(3, 1), part))
+    teacher = fake.rows(fake.taps(3, 2, fake.wider()), part)
+    loss = fake.run(method, student, teacher, fake.batch(len(range(3)[part]), totals=3))["feat"]
+    loss.backward()
+    weights = [p.grad for p in method.parameters() if p.grad is not None]
+    return loss.item(), (weights, [x.grad for x in student.pyramid if x.grad is not None])
+
+
+@pytest.mark.cluster
+def test_pkd_over_two_ranks_is_pkd_over_the_whole_batch(tmp_path: Path) -> None:
+    where = (f"{tmp_path}/meeting", f"{tmp_path}/found")
+    # This process is the other rank: importing torch in a new one is most of the test's time.
+    child = mp.spawn(_pkd_on_spawned, args=where, nprocs=1, join=False)  # pyright: ignore
+    _pkd_on_rank(0, *where)
+    assert child is not None
+    assert child.join(60)
+    (loss_0, (weights_0, taps_0)), (loss_1, (weights_1, taps_1)) = (torch.load(f"{where[1]}.{rank}") for rank in (0, 1))
+    loss, (weights, taps) = _pkd_part(World(), slice(0, 3))
+    assert loss_0 + loss_1 == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close([a + b for a, b in zip(weights_0, weights_1, strict=True)], weights)
+    torch.testing.assert_close([torch.cat(both) for both in zip(taps_0, taps_1, strict=True)], taps)
