@@ -124,7 +124,8 @@ def open_split(setup: Setup, split: str, views: ViewConfig) -> Split:
     module = plugin("data_sharding.datasets", setup.data.name)
     source = module.source(setup.data, split)
     folder = setup.storage / "data" / f"{setup.data.name}-{source.fingerprint[:12]}" / split
-    dataset = pack(setup.data, module, split, folder, shard_bytes=4 << 20)
+    packed = (folder / "manifest.json").exists()
+    dataset = PackedDataset.open(folder) if packed else pack(setup.data, module, split, folder, shard_bytes=4 << 20)
     return Split(dataset=dataset, views=ViewTable.open_or_draw(dataset, views))
 
 

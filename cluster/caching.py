@@ -1,5 +1,6 @@
 """Fill the teacher caches of a recipe: Ray Data actors keep the teacher loaded and each write whole shards."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -150,6 +151,7 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpu, threads = wants_gpu(config.resources.gpu, 1), config.resources.threads
     total = ray.cluster_resources()
     actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
@@ -159,7 +161,7 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
         ShardWriter,
         fn_constructor_args=(to_tree(config), teacher),
         batch_size=1,
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=threads,
         num_gpus=1 if gpu else 0,
     )

@@ -15,14 +15,13 @@ from cluster.driver import ray_started, require_resources, say, users_error, wan
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
 from cluster.scoring import ground_truth, score
-from cluster.worker import STUDENT
+from cluster.worker import DETECTIONS, STUDENT
 from data_sharding.files import write_atomically
 from data_sharding.world import World
 from kd import student as student_files
 from kd.evaluation.coco import to_coco_results
 from kd.evaluation.speed import measure
 
-DETECTIONS = "detections.json"
 METRICS = "evaluation.json"
 
 

@@ -1,5 +1,6 @@
 """Image panels: the same images side by side, with the ground truth and with what each detector found."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,25 @@ def beside_truth(
     rows = [_row(record, columns, names) for record in records[:count]]
     _titled(torch.cat(rows, dim=1), ["ground truth", *columns]).save(path)
     return path
+
+
+def read_results(path: Path, dataset: PackedDataset) -> dict[int, Detections]:
+    """Detections by image id out of a file of COCO results; images without any are there, empty."""
+    labels = {category.id: label for label, category in enumerate(dataset.categories)}
+    found: dict[int, list[tuple[list[float], float, int]]] = {int(i): [] for i in dataset.image_ids}
+    for result in json.loads(path.read_text()):
+        x, y, width, height = result["bbox"]
+        found[result["image_id"]].append(
+            ([x, y, x + width, y + height], result["score"], labels[result["category_id"]])
+        )
+    return {
+        image: Detections(
+            torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
+            torch.tensor([score for _, score, _ in rows]),
+            torch.tensor([label for _, _, label in rows], dtype=torch.int64),
+        )
+        for image, rows in found.items()
+    }
 
 
 def _row(record: Record, columns: Mapping[str, Mapping[int, Detections]], names: list[str]) -> Tensor:

@@ -17,6 +17,7 @@ from cluster.config import RunConfig, check
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.tracking import RunHandle
+from data_sharding.files import write_atomically
 from data_sharding.loader import Loader, order_of
 from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
@@ -24,6 +25,8 @@ from kd import student as student_files
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
+from kd.evaluation.coco import to_coco_results
+from kd.evaluation.speed import measure
 from kd.optimise import Ema
 from kd.step import train_step
 from kd.teacher import CachedTeacher, LiveTeacher, Teacher, aligned_shapes
@@ -31,6 +34,7 @@ from kd.teacher import CachedTeacher, LiveTeacher, Teacher, aligned_shapes
 METRICS = "metrics.jsonl"
 STUDENT = "student"
 RESULT = "result.json"
+DETECTIONS = "detections.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,11 +249,17 @@ class Worker:
             input=_input_of(self.config),
             metrics=found.metrics,
         )
+        results = to_coco_results(found.detections, self.categories)
+        write_atomically(self.folder / DETECTIONS, json.dumps(results).encode())
         picture = pictures.beside_truth(self.val.dataset, {"student": found.detections}, self.folder / "samples.png")
         if self.handle is not None:
-            self.handle.add_file(picture)
-            self.handle.add_file(self.folder / STUDENT)
-        return {"metrics": found.metrics}
+            for path in (picture, self.folder / STUDENT, self.folder / DETECTIONS):
+                self.handle.add_file(path)
+        speed = measure(self.replica, self.val.views.view(0, 0).canvas)
+        facts = {"parameters": speed.parameters, "ms_per_image": speed.milliseconds, "gflops": speed.gflops}
+        if log is not None:
+            log.log(self.config.optim.steps, {f"student/{name}": float(value) for name, value in facts.items()})
+        return {"metrics": found.metrics, **facts}
 
 
 def _input_of(config: RunConfig) -> dict[str, Any]:

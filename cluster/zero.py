@@ -122,7 +122,8 @@ class ZeroEngine:
 
 def _settings(config: OptimConfig, world: World, stage: Stage, precision: Precision, parameters: int) -> dict[str, Any]:
     # The default buckets hold half a billion numbers, allocated anew in every backward: 2 GB of page faults a step.
-    bucket = min(parameters, 200_000_000)
+    # DeepSpeed wants a multiple of the number of ranks.
+    bucket = -(-min(parameters, 200_000_000) // world.size) * world.size
     return {
         "train_micro_batch_size_per_gpu": config.batch // (world.size * config.accumulate),
         "gradient_accumulation_steps": config.accumulate,

@@ -13,6 +13,15 @@ from data_sharding.world import World
 from kd.methods.base import Assistant
 
 
+class NonFiniteGradient(FloatingPointError):
+    """An assistant's gradient is NaN or infinite. Every rank raises it together, and none has stepped."""
+
+    def __init__(self, message: str, here: bool) -> None:
+        super().__init__(message)
+        self.here = here
+        """Whether this rank's own part is to blame."""
+
+
 class AssistantTrainer:
     """An assistant with its optimizer and the gradients gathered so far in this step."""
 
@@ -40,15 +49,14 @@ class AssistantTrainer:
             return
         total = self._world.sum(self._gathered)
         if not total.isfinite().all():
-            raise FloatingPointError(
-                f"the gradient of the assistant {type(self.assistant).__module__} is not finite; "
-                "lower its learning rate or start the method later"
-            )
+            here = not bool(self._gathered.isfinite().all())
+            raise NonFiniteGradient(f"the gradient of the assistant of {type(self.assistant).__module__}", here)
         for parameter, gradient in zip(
             self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
         ):
             parameter.grad = gradient.view_as(parameter)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # else the advice of this very step would come from the weights before it
         self.optimizer.zero_grad(set_to_none=True)
         self._gathered = None
 

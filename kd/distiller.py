@@ -1,6 +1,7 @@
 """The forward of a training step: student, taught pyramids and methods in, named losses out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +74,8 @@ class Distiller(nn.Module):
         `assistant/<lesson>` are for the log alone and carry no gradient."""
         student = self.student
         images = student.normalise(batch.images, batch.geometry)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
+        keep = _statistics_kept(student) if moment.rehearsal else nullcontext()
+        with keep, torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
             taps = student.features(images, freeze_backbone=self.frozen(moment.progress))
         losses: dict[str, Tensor] = {}
         advice: dict[str, Outputs] = {}
@@ -131,7 +133,21 @@ class Distiller(nn.Module):
     def _through_head(
         self, trainer: AssistantTrainer, pyramid: tuple[Tensor, ...], taught: tuple[Tensor, ...], batch: Batch
     ) -> Outputs:
-        return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry)
+        with _statistics_kept(self.student):
+            return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Compute as in training, but leave every BatchNorm's running statistics alone."""
+    tracking = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = not norm.training  # in evaluation the statistics are read, not written
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
 
 
 def _detach(outputs: Outputs) -> Outputs:

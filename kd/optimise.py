@@ -138,8 +138,8 @@ def set_rates(groups: list[dict[str, Any]], config: OptimConfig, step: int, froz
 def clip_gradients(groups: list[dict[str, Any]], limit: float | None) -> float:
     """Scale all gradients so that their 2-norm is at most `limit`; the norm before, over all groups.
 
-    Each tensor's norm is float32; their squares are added group by group in float64, so that a group without gradient (methods that are off) leaves the
-    other groups' clipping bit-equal.
+    Each tensor's norm is float32; their squares are added group by group in float64, so that a group without
+    gradient (methods that are off) leaves the other groups' clipping bit-equal.
     """
     gradients = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
     # One pass over the gradients: a copy of them in float64 would cost a small detector a tenth of its step.
@@ -165,6 +165,11 @@ class Ema:
         """Move towards the weights after step `step`; the decay grows in over the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in student.state_dict().items():
+            if value.shape != self.average[name].shape:
+                raise ValueError(
+                    f"{name} is kept in shards, so its average cannot be updated on one rank; set optim.ema to null, "
+                    "or resources.zero to 0, 1 or 2"
+                )
             if value.is_floating_point():
                 self.average[name].lerp_(value.to(self.average[name].dtype), 1 - decay)
             else:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
-from kd.assistants import AssistantTrainer
+from kd.assistants import AssistantTrainer, NonFiniteGradient
 from kd.clock import Clock
 from kd.distiller import Distiller, Moment
 from kd.engine import Engine
@@ -17,7 +17,7 @@ from kd.teacher import Teacher
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss term became NaN or infinite; nothing was stepped on it."""
+    """A loss term, or an assistant's gradient, became NaN or infinite; nothing was stepped on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,10 @@ def train_step(
     totals = global_totals(distiller, batches, world)
     batches = [batch.with_totals(totals) for batch in batches]
     taught = _teach(teachers, batches, clock)
-    sums: dict[str, Tensor] = {}
-    _rehearse(engine, batches, taught, assistants, progress, clock, sums)
-    for number, batch in enumerate(batches):
-        moment = Moment(progress=progress, last=number == len(batches) - 1, single=len(batches) == 1, clock=clock)
-        with clock.section("student"):
-            losses = engine(batch, taught[number], assistants, moment)
-            engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
-        _add(sums, losses)
+    try:
+        sums = _learn(engine, batches, taught, assistants, progress, clock)
+    except NonFiniteGradient as error:
+        raise _stopped(str(error), error.here, batches, step, world) from error
     losses = _checked(sums, batches, step, world)
     with clock.section("optimizer"):
         norm = engine.step()
@@ -96,6 +92,26 @@ def global_totals(distiller: Distiller, batches: Sequence[Batch], world: World) 
 def _teach(teachers: Mapping[str, Teacher], batches: Sequence[Batch], clock: Clock) -> list[dict[str, Taps]]:
     with clock.section("teacher"), torch.no_grad():
         return [{name: teacher(batch) for name, teacher in teachers.items()} for batch in batches]
+
+
+def _learn(
+    engine: Engine,
+    batches: Sequence[Batch],
+    taught: Sequence[Mapping[str, Taps]],
+    assistants: Mapping[str, AssistantTrainer],
+    progress: float,
+    clock: Clock,
+) -> dict[str, Tensor]:
+    """Forward and backward of every micro-batch; this rank's terms, summed over them."""
+    sums: dict[str, Tensor] = {}
+    _rehearse(engine, batches, taught, assistants, progress, clock, sums)
+    for number, batch in enumerate(batches):
+        moment = Moment(progress=progress, last=number == len(batches) - 1, single=len(batches) == 1, clock=clock)
+        with clock.section("student"):
+            losses = engine(batch, taught[number], assistants, moment)
+            engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
+        _add(sums, losses)
+    return sums
 
 
 def _rehearse(
@@ -130,12 +146,16 @@ def _checked(sums: dict[str, Tensor], batches: Sequence[Batch], step: int, world
     losses = dict(zip(names, values, strict=True))
     bad = [name for name, value in losses.items() if not torch.tensor(value).isfinite()]
     if bad:
-        mine = not torch.stack([sums[name] for name in bad]).isfinite().all()
-        here = [batch.image_ids for batch in batches] if mine else []
-        found = [ids for rank in world.gather(here) if isinstance(rank, list) for ids in rank]
-        images = sorted({image for ids in found for image in ids})
-        raise NonFiniteLoss(
-            f"step {step}: {', '.join(bad)} is not finite on images {images}; the optimizer was not stepped. "
-            "Look at these images' labels, lower optim.lr, set optim.clip_norm, or start the method later"
-        )
+        here = not torch.stack([sums[name] for name in bad]).isfinite().all()
+        raise _stopped(", ".join(bad), bool(here), batches, step, world)
     return losses
+
+
+def _stopped(what: str, here: bool, batches: Sequence[Batch], step: int, world: World) -> NonFiniteLoss:
+    """The error that every rank raises, with the images of the ranks that are to blame (`here`)."""
+    mine = [image for batch in batches for image in batch.image_ids] if here else []
+    images = sorted({image for rank in world.gather(mine) if isinstance(rank, list) for image in rank})
+    return NonFiniteLoss(
+        f"step {step}: {what} is not finite on images {images}; the optimizer was not stepped. "
+        "Look at these images' labels, lower optim.lr, set optim.clip_norm, or start the method later"
+    )

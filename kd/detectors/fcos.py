@@ -153,7 +153,8 @@ class FCOS(Detector):
     def distill_losses(self, student: Outputs, target: Outputs, batch: Batch, box_loss: str) -> dict[str, Tensor]:
         """See `Detector.distill_losses`. Both terms are sums / positives of the global batch.
 
-        `cls` covers every location of the image (ignored regions too: the target knows what is there), not the padding.
+        `cls` covers every location of the image (ignored regions too: the target knows what is there), not the padding;
+        the target's own entropy is taken off, which moves no gradient and makes the term 0 where both agree.
         Box errors are in strides, summed over the four sides. `bounded` is Chen et al.'s L_b with margin 0: the
         student's squared error to the ground truth, where it exceeds the target's. `smooth_l1` (beta 1) draws the
         student to the target.
@@ -162,6 +163,7 @@ class FCOS(Detector):
         logits, distances, _ = _flat(student, targets.points)
         soft, wanted, _ = (x.detach() for x in _flat(target, targets.points))
         cls = F.binary_cross_entropy_with_logits(logits, soft.sigmoid(), reduction="none")
+        cls = cls - F.binary_cross_entropy_with_logits(soft, soft.sigmoid(), reduction="none")
         box = self._distill_boxes(distances[targets.positive], wanted[targets.positive], targets, box_loss)
         return {"cls": (cls.sum(-1) * targets.on_image).sum() * share, "box": box * share}
 

@@ -1,20 +1,21 @@
 """Whole training runs in miniature: a real FCOS student, a live FCOS teacher at twice the resolution, real methods.
 
 Everything is a function of the settings and the world, so that runs of different engines and rank counts compare.
+The backbone has five convolutions, because DeepSpeed's time goes with the number of modules; one test takes a real one.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Geometry, Taps
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
-from kd.backbones.base import Norm
+from kd.backbones.base import Backbone, Norm, norm_layer
 from kd.clock import Clock
 from kd.detectors import fcos
 from kd.detectors.base import Detector
@@ -44,7 +45,7 @@ def scale_kd(*, weight: float = 0.5, refresh: bool = True, freeze: float = 0.0) 
         beta=weight,
         gamma=weight,
         sdf=scalekd.Sdf(width=8, token_width=4),
-        csa=scalekd.Csa(heads=2, refresh=refresh),
+        csa=scalekd.Csa(heads=2, refresh=refresh, zero_init=False),
     )
 
 
@@ -56,6 +57,8 @@ class Run:
     distill: Mapping[str, MethodConfig] = field(default_factory=dict)
     optim: OptimConfig = ADAMW
     norm: Norm = "group"
+    real: bool = False
+    """MobileNetV2 instead of five convolutions."""
     precision: Precision = "fp32"
     steps: int = 5
 
@@ -83,13 +86,33 @@ class Outcome:
     average: dict[str, Tensor]
 
 
-def detector(seed: int, width: int = 32, norm: Norm = "group") -> Detector:
+class FiveConvolutions(Backbone):
+    """Strides 2, 4, 8, 16, 32, nothing else."""
+
+    channels = (8, 12, 16, 24)
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        widths, make = (3, 8, *self.channels), norm_layer(norm)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), make(o), nn.ReLU())
+            for i, o in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = [images]
+        for stage in self.stages:
+            found.append(stage(found[-1]))
+        return found[2], found[3], found[4], found[5]
+
+
+def detector(seed: int, width: int = 32, norm: Norm = "group", real: bool = False) -> Detector:
     """A tiny FCOS with random weights, the same for the same arguments."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = mobilenetv2.Config(width_mult=0.25, norm=norm)
         config = fcos.Config(backbone=backbone, width=width, head_depth=1, levels=(3, 4, 5))
-        return fcos.build(config, CLASSES)
+        return fcos.build(config, CLASSES) if real else fcos.FCOS(config, CLASSES, FiveConvolutions(norm))
 
 
 def live_teacher(student: Detector) -> LiveTeacher:
@@ -166,7 +189,7 @@ def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World
 
 def build(run: Run, world: World) -> Parts:
     """All objects of a run on this rank, with the same first weights on every rank and for every engine."""
-    student = detector(0, norm=run.norm)
+    student = detector(0, norm=run.norm, real=run.real)
     teacher = live_teacher(student)
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -236,7 +259,7 @@ def change(outcome: Outcome, part: str = "") -> Tensor:
     return torch.cat([(first[n] - last[n]).flatten() for n in first if n.startswith(part)])
 
 
-def gap(a: Any, b: Any) -> float:
-    """The largest relative difference of the losses of two runs."""
-    pairs = [(x[name], y[name]) for x, y in zip(a.losses, b.losses, strict=True) for name in x | y]
+def gap(a: Outcome, b: Outcome, steps: int | None = None) -> float:
+    """The largest difference of the losses of two runs (in their first `steps`), relative to the larger."""
+    pairs = [(x[name], y[name]) for x, y in zip(a.losses[:steps], b.losses[:steps], strict=True) for name in x | y]
     return max(abs(x - y) / max(abs(x), abs(y), 1e-3) for x, y in pairs)

@@ -1,0 +1,110 @@
+"""The live teacher is the detector and the alignment called by hand; the cached one hands out what came along."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_sharding.batch import Batch, Taps
+from kd.blocks.align import align, check_grid
+from kd.detectors.base import Detector
+from kd.teacher import CachedTeacher, LiveTeacher, aligned_shapes, all_reads, only
+from tests.kd import fake, runs
+
+BOTH = frozenset({"c5", "pyramid"})
+
+
+def teacher(factor: int, reads: frozenset[str] = BOTH) -> LiveTeacher:
+    return LiveTeacher(
+        runs.detector(1, width=16), runs.detector(0).shapes, factor=factor, rule="shift", reads=reads
+    )
+
+
+def by_hand(detector: Detector, images: Tensor, batch: Batch, factor: int) -> Taps:
+    with torch.no_grad():
+        taps = detector.eval().features(detector.normalise(images, batch.geometry.scaled(factor)))
+    return align(taps, detector.shapes, runs.detector(0).shapes, factor, "shift")
+
+
+def equal(a: Taps, b: Taps) -> bool:
+    mine, its = fake.tensors(a), fake.tensors(b)
+    return len(mine) == len(its) and all(torch.equal(x, y) for x, y in zip(mine, its, strict=True))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_live_teacher_is_the_detector_aligned_by_hand(factor: int) -> None:
+    batch, found = runs.images_of(0), teacher(factor)
+    taps = found(batch)
+    pixels = batch.images if factor == 1 else batch.scaled_images[2]
+    assert equal(taps, by_hand(runs.detector(1, width=16), pixels, batch, factor))
+    check_grid(taps, runs.detector(0).shapes, (runs.CANVAS, runs.CANVAS))
+    assert not any(x.requires_grad for x in fake.tensors(taps))
+    assert found.shapes.strides == runs.detector(0).shapes.strides
+    assert found.shapes.pyramid_channels == taps.pyramid[0].shape[1] == 16
+
+
+def test_live_teacher_is_frozen_and_learns_nothing_from_what_it_sees() -> None:
+    detector = runs.detector(1, norm="batch")
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    LiveTeacher(detector, detector.shapes, factor=1, rule="shift", reads=BOTH)(runs.images_of(0))
+    assert runs.same(before, detector.state_dict())
+    assert not detector.training
+    assert not any(p.requires_grad for p in detector.parameters())
+
+
+def test_students_autocast_does_not_reach_the_teacher() -> None:
+    batch, found = runs.images_of(0), teacher(2)
+    alone = found(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = found(batch)
+    assert equal(alone, inside)
+    assert alone.pyramid[0].dtype == torch.float32
+
+
+def test_the_teachers_own_bfloat16_is_its_own() -> None:
+    detector, batch = runs.detector(1, width=16), runs.images_of(0)
+    shapes = runs.detector(0).shapes
+    taps = LiveTeacher(detector, shapes, factor=2, rule="shift", reads=BOTH, precision="bf16")(batch)
+    assert taps.pyramid[0].dtype == torch.bfloat16
+    exact = teacher(2)(batch).pyramid[0]
+    assert 0 < (taps.pyramid[0].float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_the_teacher_sees_the_clean_pixels() -> None:
+    clean = runs.images_of(0)
+    jittered = replace(clean, images=255 - clean.images, scaled_images={1: clean.images})
+    assert equal(teacher(1)(jittered), teacher(1)(clean))
+    assert not equal(teacher(1)(replace(jittered, scaled_images={})), teacher(1)(clean))
+
+
+@pytest.mark.parametrize(("reads", "count"), [(BOTH, 4), (frozenset({"c5"}), 1), (frozenset({"pyramid"}), 3)])
+def test_only_what_is_read_is_kept(reads: frozenset[str], count: int) -> None:
+    assert len(fake.tensors(teacher(2, reads)(runs.images_of(0)))) == count
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_cached_teacher_hands_out_what_travels_with_the_batch(stored: torch.dtype) -> None:
+    taps = teacher(2)(runs.images_of(0))
+    cast: Callable[[Tensor], Tensor] = lambda x: x.to(stored)  # noqa: E731
+    assert taps.c5 is not None
+    travelling = Taps(cast(taps.c5), tuple(cast(x) for x in taps.pyramid))
+    batch = replace(runs.images_of(0), cached={"big": travelling})
+    found = CachedTeacher("big", runs.detector(1).shapes)(batch)
+    expected = Taps(cast(taps.c5).float(), tuple(cast(x).float() for x in taps.pyramid))
+    assert equal(found, expected)
+    only_pyramid = replace(batch, cached={"big": Taps(None, travelling.pyramid)})
+    assert CachedTeacher("big", runs.detector(1).shapes)(only_pyramid).c5 is None
+
+
+def test_small_helpers() -> None:
+    taps = fake.taps(1, 0)
+    assert only(taps, frozenset()).pyramid == ()
+    assert only(taps, frozenset()).c5 is None
+    assert all_reads([]) == frozenset()
+    assert all_reads([frozenset({"c5"}), frozenset({"pyramid"})]) == BOTH
+    shapes = replace(fake.wider(), strides=(16, 32, 64), c5_stride=64)
+    aligned = aligned_shapes(shapes, fake.SHAPES)
+    assert (aligned.strides, aligned.c5_stride) == (fake.STRIDES, 32)
+    assert aligned.pyramid_channels == shapes.pyramid_channels
