@@ -1,7 +1,7 @@
 """Score a saved student on the validation split, on as many workers as the recipe has."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import torch
 from cluster import build
 from cluster import config as recipes
 from cluster.config import RunConfig
-from cluster.driver import ray_started, require_resources, say, users_error, wants_gpu
+from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
 from cluster.scoring import ground_truth, score
+from cluster.terminal import progress
 from cluster.worker import DETECTIONS, STUDENT
 from data_sharding.files import write_atomically
 from data_sharding.world import World
@@ -23,6 +24,7 @@ from kd.evaluation.coco import to_coco_results
 from kd.evaluation.speed import measure
 
 METRICS = "evaluation.json"
+PROGRESS = "evaluating.jsonl"
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
@@ -62,10 +64,15 @@ def _on_workers(config: RunConfig, folder: Path) -> dict[str, float]:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    seen, images = folder / PROGRESS, len(build.open_val(config).dataset)
+    seen.unlink(missing_ok=True)
     try:
-        value: Any = trainer.fit().return_value
+        with progress(f"evaluate {config.name}") as report, follow(seen, report, images):
+            value: Any = trainer.fit().return_value
     except Exception as error:
         raise users_error(error) from None
+    finally:
+        seen.unlink(missing_ok=True)
     return dict(value)
 
 
@@ -88,7 +95,16 @@ def work(job: Mapping[str, Any]) -> dict[str, float]:
             f"{folder / STUDENT} knows other classes than the recipe's data set; evaluate it with its own"
         )
     detector = detector.to(device)
-    found = score(detector, val, ground_truth(val), config.evaluation, world=world, device=device)
+    found = score(
+        detector,
+        val,
+        ground_truth(val),
+        config.evaluation,
+        world=world,
+        device=device,
+        threads=config.resources.threads,
+        progress=_told_in(folder / PROGRESS) if world.rank == 0 else None,
+    )
     if world.rank != 0:
         return {}
     speed = measure(detector, val.views.view(0, 0).canvas)
@@ -97,3 +113,14 @@ def work(job: Mapping[str, Any]) -> dict[str, float]:
     write_atomically(folder / DETECTIONS, json.dumps(results).encode())
     write_atomically(folder / METRICS, (json.dumps(numbers, indent=2) + "\n").encode())
     return numbers
+
+
+def _told_in(path: Path) -> Callable[[int, int], None]:
+    """Rank 0 tells the driver how many images are done, in a file that the driver follows."""
+
+    def tell(done: int, total: int) -> None:
+        del total
+        with path.open("a") as file:
+            file.write(json.dumps({"s": done, "m": {}}) + "\n")
+
+    return tell

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from data_sharding.datasets import digits
 from kd import student
 from kd.backbones.mobilenetv2 import Config as MobileNet
 from kd.detectors import fcos
-from data_sharding.datasets import digits
 
 ROOT = Path(__file__).parents[2]
 SMALL_DATA = ["data.train=24", "data.val=8", "data.image_size=128", "data.digit_size=[8,28]"]
@@ -44,9 +44,7 @@ def run(words: list[str], log: Path) -> int:
 
 def save_teacher(folder: Path) -> Path:
     """A teacher that knows the digits' classes and nothing else: what a run needs to be driven, not to learn."""
-    config = fcos.Config(
-        backbone=MobileNet(width_mult=0.25, norm="group"), width=32, head_depth=1, levels=(3, 4, 5)
-    )
+    config = fcos.Config(backbone=MobileNet(width_mult=0.25, norm="group"), width=32, head_depth=1, levels=(3, 4, 5))
     torch.manual_seed(7)
     categories = digits.categories(digits.Config())
     return student.save(fcos.build(config, len(categories)), config, categories, folder)

@@ -55,11 +55,12 @@ def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undistur
     assert not (tmp_path / "disturbed" / "result.json").exists(), "killed too late to test anything"
     assert run(disturbed, log) == 0, log.read_text()
 
-    facts = [json.loads((tmp_path / name / "student" / "student.json").read_text()) for name in ("undisturbed", "disturbed")]
+    names = ("undisturbed", "disturbed")
+    facts = [json.loads((tmp_path / name / "student" / "student.json").read_text()) for name in names]
     assert facts[0]["sha256"] == facts[1]["sha256"]
     assert facts[0]["metrics"] == facts[1]["metrics"]
     assert steps_of(tmp_path / "disturbed") == list(range(STEPS))
-    rows = [[json.loads(x)["m"] for x in (tmp_path / n / "metrics.jsonl").open()] for n in ("undisturbed", "disturbed")]
+    rows = [[json.loads(x)["m"] for x in (tmp_path / n / "metrics.jsonl").open()] for n in names]
     losses = [[row["loss/total"] for row in found if "loss/total" in row] for found in rows]
     assert losses[0] == losses[1]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
@@ -71,6 +71,7 @@ class Parts:
     teachers: Mapping[str, Teacher]
     assistants: Mapping[str, AssistantTrainer]
     ema: Ema | None
+    clock: Clock
     do: Callable[[int], StepReport]
     """Do one optimizer step."""
 
@@ -207,7 +208,7 @@ def build(run: Run, world: World) -> Parts:
             ema.update(student, step)
         return report
 
-    return Parts(engine=engine, teachers=teachers, assistants=assistants, ema=ema, do=do)
+    return Parts(engine=engine, teachers=teachers, assistants=assistants, ema=ema, clock=clock, do=do)
 
 
 def _engine(run: Run, distiller: Distiller, world: World) -> Engine:
@@ -260,6 +261,7 @@ def change(outcome: Outcome, part: str = "") -> Tensor:
 
 
 def gap(a: Outcome, b: Outcome, steps: int | None = None) -> float:
-    """The largest difference of the losses of two runs (in their first `steps`), relative to the larger."""
+    """The largest difference of the losses of two runs (in their first `steps`), relative to the larger (to 0.1 where
+    both are smaller: a divergence of nearly equal outputs is a difference of large sums)."""
     pairs = [(x[name], y[name]) for x, y in zip(a.losses[:steps], b.losses[:steps], strict=True) for name in x | y]
-    return max(abs(x - y) / max(abs(x), abs(y), 1e-3) for x, y in pairs)
+    return max(abs(x - y) / max(abs(x), abs(y), 0.1) for x, y in pairs)

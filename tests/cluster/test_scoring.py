@@ -1,0 +1,62 @@
+"""Evaluation gives the same numbers however many ranks share it, and covers each image once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import build, packing
+from cluster.config import RunConfig, load
+from cluster.scoring import ground_truth, score
+from data_sharding.world import World
+from tests.cluster.two_ranks import ranks
+
+SMALL = {
+    "data.train": 8,
+    "data.val": 7,  # not a multiple of ranks x batch: some images are dummies
+    "data.image_size": 128,
+    "data.digit_size": [8, 28],
+    "student.backbone": {"name": "mobilenetv2", "width_mult": 0.25, "norm": "group"},
+    "student.width": 32,
+    "student.head_depth": 1,
+    "student.levels": [3, 4, 5],
+    "student.score_threshold": 0.001,
+    "evaluation.batch": 2,
+}
+
+
+def recipe(storage: Path, **more: Any) -> RunConfig:
+    return load("digits_student", SMALL | {"storage": str(storage)} | more)
+
+
+def scored(world: World, storage: Path, factor: int, first: int | None) -> dict[str, Any]:
+    config = recipe(storage)
+    val = build.open_val(config)
+    detector = build.build_student(config, len(val.dataset.categories)).eval()
+    found = score(
+        detector,
+        val,
+        ground_truth(val, first),
+        config.evaluation,
+        world=world,
+        device=torch.device("cpu"),
+        factor=factor,
+        first=first,
+    )
+    return {"metrics": found.metrics, "boxes": {i: d.boxes for i, d in found.detections.items()}}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("factor", "first"), [(1, None), (2, 3)])
+def test_two_ranks_find_what_one_finds(tmp_path: Path, factor: int, first: int | None) -> None:
+    packing.pack_splits(recipe(tmp_path))
+
+    alone = scored(World(), tmp_path, factor, first)
+    shared = ranks()(scored, tmp_path, factor, first)
+
+    assert shared[0]["metrics"] == shared[1]["metrics"] == alone["metrics"]
+    assert len(alone["boxes"]) == (first or 7)
+    assert shared[0]["boxes"].keys() == alone["boxes"].keys()
+    assert all(torch.equal(shared[0]["boxes"][i], boxes) for i, boxes in alone["boxes"].items())
+    assert sum(len(boxes) for boxes in alone["boxes"].values()) > 0
