@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from cluster import checkpoints
+from cluster.zero import ZeroEngine
 from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.backbones.base import evaluating
 from kd.distiller import Moment
+from kd.engine import Engine
 from kd.methods import cwd, fitnet, pkd
 from kd.methods.base import MethodConfig
 from kd.step import NonFiniteLoss, global_totals, train_step
@@ -68,7 +70,7 @@ def test_gradient_of_two_ranks_is_that_of_one(name: str, both: Both) -> None:
         first, second = both(shared)
         assert runs.gap(first, one) < 1e-5
         assert close(runs.change(first), runs.change(one))
-        torch.testing.assert_close(first.assistants[-1], one.assistants[-1], rtol=1e-4, atol=1e-6)
+        assert runs.assistants_agree(first, one)
         assert first.losses == second.losses
         assert runs.same(first.states[-1], second.states[-1])
         assert torch.equal(first.assistants[-1], second.assistants[-1])
@@ -222,14 +224,11 @@ def norms_by_hand(run: Run) -> tuple[float, float]:
 # ---- the check before the optimizer
 
 
-POISONS = ("pixels", "teacher")
-
-
 def stop(world: World, run: Run, poison: str) -> dict[str, Any]:
     """Do a good step, then one in which rank 1 meets numbers that are none; what happened, on a rank."""
     parts = runs.build(run, world)
     parts.do(0)
-    before, advisers = parts.engine.student_state(), runs.weights(parts.assistants)
+    before = _weights(parts.engine)
     teachers = dict(parts.teachers)
     if world.rank == 1 and poison == "pixels":
         parts.engine.distiller.student.mean.fill_(float("nan"))
@@ -241,8 +240,13 @@ def stop(world: World, run: Run, poison: str) -> dict[str, Any]:
         train_step(parts.engine, batches, teachers, parts.assistants, run.optim, 1, world, parts.clock)
     except NonFiniteLoss as error:
         message = str(error)
-    same = runs.same(before, parts.engine.student_state()) and torch.equal(advisers, runs.weights(parts.assistants))
-    return {"message": message, "same": same}
+    return {"message": message, "same": torch.equal(before, _weights(parts.engine))}
+
+
+def _weights(engine: Engine) -> Tensor:
+    """All that the optimizer owns on this rank: at stage 3, a forward that was broken off cannot be gathered from."""
+    owned = [s for s, _ in engine._shards()] if isinstance(engine, ZeroEngine) else engine.distiller.parameters()
+    return torch.cat([x.detach().flatten() for x in owned])
 
 
 def _overflowing(teacher: Callable[[Batch], Taps]) -> Callable[[Batch], Taps]:
@@ -254,14 +258,13 @@ def _overflowing(teacher: Callable[[Batch], Taps]) -> Callable[[Batch], Taps]:
 
 
 @pytest.mark.parametrize(
-    ("name", "poison", "term"),
-    [("nothing", "pixels", "task/cls"), ("scalekd", "pixels", "kd.methods.scalekd"),
-     ("scalekd", "teacher", "kd/scalekd/feat")],
+    ("name", "accumulate", "poison", "term"),
+    [("nothing", 1, "pixels", "task/cls"), ("scalekd", 1, "pixels", "kd.methods.scalekd"),
+     ("scalekd", 2, "pixels", "kd.methods.scalekd"), ("scalekd", 2, "teacher", "kd/scalekd/feat")],
 )  # fmt: skip
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_optimizer(
-    kind: Kind, accumulate: int, name: str, poison: str, term: str
+    kind: Kind, name: str, accumulate: int, poison: str, term: str
 ) -> None:
     run = Run(kind=kind, optim=replace(ADAMW, accumulate=accumulate), distill=METHODS[name])
     answers = ranks()(stop, run, poison)

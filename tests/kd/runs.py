@@ -260,6 +260,13 @@ def change(outcome: Outcome, part: str = "") -> Tensor:
     return torch.cat([(first[n] - last[n]).flatten() for n in first if n.startswith(part)])
 
 
+def assistants_agree(a: Outcome, b: Outcome) -> bool:
+    """Whether the assistants learnt the same, but for the few weights with next to no gradient, of which Adam makes a
+    whole step in the direction of rounding."""
+    mine, its = a.assistants[-1] - a.assistants[0], b.assistants[-1] - b.assistants[0]
+    return not len(its) or bool((mine - its).norm() < 1e-2 * its.norm())
+
+
 def gap(a: Outcome, b: Outcome, steps: int | None = None) -> float:
     """The largest difference of the losses of two runs (in their first `steps`), relative to the larger (to 0.1 where
     both are smaller: a divergence of nearly equal outputs is a difference of large sums)."""

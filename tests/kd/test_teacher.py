@@ -17,9 +17,7 @@ BOTH = frozenset({"c5", "pyramid"})
 
 
 def teacher(factor: int, reads: frozenset[str] = BOTH) -> LiveTeacher:
-    return LiveTeacher(
-        runs.detector(1, width=16), runs.detector(0).shapes, factor=factor, rule="shift", reads=reads
-    )
+    return LiveTeacher(runs.detector(1, width=16), runs.detector(0).shapes, factor=factor, rule="shift", reads=reads)
 
 
 def by_hand(detector: Detector, images: Tensor, batch: Batch, factor: int) -> Taps:
