@@ -15,7 +15,7 @@ from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
 from cluster.terminal import progress
 from cluster.tracking import open_run
-from cluster.worker import METRICS, RESULT, STUDENT, Job, read_result, work
+from cluster.worker import METRICS, RESULT, STOPPED, STUDENT, Job, read_result, work
 from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
@@ -122,4 +122,6 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     with progress(f"train {config.name}") as report, follow(folder / METRICS, report, config.optim.steps):
         result = trainer.fit()
     value: Any = result.return_value
+    if STOPPED in value:
+        raise ConfigError(f"{config.name} stopped: {value[STOPPED]}")
     return dict(value)

@@ -14,6 +14,7 @@ import torch
 
 from cluster import build, checkpoints, pictures
 from cluster.config import RunConfig, check
+from cluster.grammar import ConfigError
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.tracking import RunHandle
@@ -35,6 +36,8 @@ METRICS = "metrics.jsonl"
 STUDENT = "student"
 RESULT = "result.json"
 DETECTIONS = "detections.json"
+STOPPED = "stopped"
+"""The key under which a worker returns why the run cannot go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,20 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     world = World(rank=context.get_world_rank(), size=context.get_world_size())
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     assert isinstance(device, torch.device)
-    return Worker(Job(**job), world, device).run()
+    # A recipe or a loss that cannot go on fails on every rank and would fail again: returned, not raised, so that Ray
+    # does not restart the workers for it.
+    worker, refused = None, ""
+    try:
+        worker = Worker(Job(**job), world, device)
+    except ValueError as error:
+        refused = str(error)
+    told = [text for text in world.gather(refused) if text]
+    if told or worker is None:
+        return {STOPPED: told[0]}
+    try:
+        return worker.run()
+    except (ConfigError, FloatingPointError) as error:
+        return {STOPPED: str(error)}
 
 
 class Worker:
