@@ -5,12 +5,11 @@ cluster uses; only the loop is its own.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +120,7 @@ Progress = Callable[[int, dict[str, float]], None]
 
 def open_split(setup: Setup, split: str, views: ViewConfig) -> Split:
     """Pack the split where that is not done yet, and open it under `views`."""
-    module = plugin("data_sharding.datasets", setup.data.name)
+    module: Any = plugin("data_sharding.datasets", setup.data.name)
     source = module.source(setup.data, split)
     folder = setup.storage / "data" / f"{setup.data.name}-{source.fingerprint[:12]}" / split
     packed = (folder / "manifest.json").exists()
@@ -140,7 +139,7 @@ def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | 
     """Train `setup.detector` and evaluate it on the split `val`."""
     train_split, device = open_split(setup, "train", setup.views), torch.device(setup.device)
     student = build_detector(setup, train_split.dataset.categories).train()
-    teacher, caches, lessons, assistants = _taught(setup, train_split, student.shapes)
+    teacher, caches, lessons, assistants = taught(setup, train_split, student.shapes)
     distiller = Distiller(student, lessons).to(device)
     engine = PlainEngine(distiller, setup.optim, precision=setup.precision)
     ema = None if setup.optim.ema is None else Ema(student, setup.optim.ema)
@@ -149,7 +148,7 @@ def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | 
     spent = cpu = 0.0
     with Loader(
         train_split.dataset, train_split.views, order, world=World(), accumulate=setup.optim.accumulate,
-        factors=_live_factors(setup), caches=caches, threads=setup.threads, pin=device.type == "cuda",
+        factors=live_factors(setup), caches=caches, threads=setup.threads, pin=device.type == "cuda",
     ) as loader:  # fmt: skip
         for step in range(setup.optim.steps):
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -206,20 +205,16 @@ def fill_cache(setup: Setup) -> float:
     return time.perf_counter() - began
 
 
-def _taught(
+def taught(
     setup: Setup, split: Split, student: Shapes
-) -> tuple[
-    Teacher | None, Mapping[str, TeacherCache], dict[str, tuple[Lesson, Method]], dict[str, AssistantTrainer]
-]:
+) -> tuple[Teacher | None, Mapping[str, TeacherCache], dict[str, tuple[Lesson, Method]], dict[str, AssistantTrainer]]:
     """The teacher, its cache, the methods and their assistants; nothing of it for a plain run."""
     if not setup.methods or setup.teaching is None:
         return None, NO_CACHES, {}, {}
     detector, sha256 = _load_teacher(setup)
     lessons: dict[str, tuple[Lesson, Method]] = {}
     assistants: dict[str, AssistantTrainer] = {}
-    pair = Pair(
-        student=student, teacher=aligned_shapes(detector.shapes, student), accumulate=setup.optim.accumulate
-    )
+    pair = Pair(student=student, teacher=aligned_shapes(detector.shapes, student), accumulate=setup.optim.accumulate)
     for name, config in setup.methods.items():
         module = plugin("kd.methods", name)
         with _Randomness(setup.seed, f"method {name}"):
@@ -236,7 +231,7 @@ def _taught(
 def _load_teacher(setup: Setup) -> tuple[Detector, str]:
     assert setup.teaching is not None
     detector, info = student_files.load(setup.teaching.folder)
-    return detector.to(torch.device(setup.device), memory_format=torch.channels_last), info.sha256
+    return detector.to(torch.device(setup.device)), info.sha256
 
 
 def _reads(setup: Setup) -> frozenset[str]:
@@ -249,7 +244,7 @@ def _live(setup: Setup, detector: Detector, student: Shapes) -> LiveTeacher:
     return LiveTeacher(detector, student, factor=teaching.factor, rule=teaching.align, reads=_reads(setup))
 
 
-def _live_factors(setup: Setup) -> tuple[int, ...]:
+def live_factors(setup: Setup) -> tuple[int, ...]:
     live = setup.methods and setup.teaching is not None and not setup.teaching.cached
     return (setup.teaching.factor,) if live and setup.teaching is not None and setup.teaching.factor > 1 else ()
 

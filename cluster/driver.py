@@ -24,6 +24,13 @@ ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+WORKER_MEMORY = {
+    # glibc gives large blocks back at once and every step faults its activations in again: on a CPU a third of a step
+    # (MobileNetV2 at 256 px: 0.82 s as it is, 0.48 s with these). Freed memory stays with the process instead.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
 
 
 def use_host_interface() -> None:
@@ -60,7 +67,10 @@ def ray_started() -> Iterator[None]:
         log_to_driver=False,
         configure_logging=True,
         runtime_env={
-            "env_vars": {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **CLIENT_ENVIRONMENT, **quiet_cpu},
+            "env_vars": {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+            | CLIENT_ENVIRONMENT
+            | WORKER_MEMORY
+            | quiet_cpu,
             "worker_process_setup_hook": use_host_interface,
         },
     )

@@ -61,6 +61,8 @@ class ZeroEngine:
             config=_settings(config, world, stage, precision, sum(p.numel() for p in distiller.parameters())),
             dist_init_required=False,
         )[0]
+        if stage == 0:
+            self._reduce_the_student_apart()
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -108,6 +110,14 @@ class ZeroEngine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise FileNotFoundError(f"{folder}: no DeepSpeed checkpoint {TAG!r} in it; the checkpoint is not whole")
+
+    def _reduce_the_student_apart(self) -> None:
+        """A ring of ranks sums a number in an order that depends on its place in the buffer. At stage 0 DeepSpeed
+        packs the whole model, idle methods too, into one: end it after the student (its parameters come first), so
+        that methods beside it do not change its bits. The other stages reduce what has a gradient."""
+        reduce = self._engine._reduce_non_expert_gradients
+        student = sum(p.numel() for p in self.distiller.student.parameters() if p.requires_grad)
+        self._engine._reduce_non_expert_gradients = lambda gradients, _: reduce(gradients, student - 1)
 
     def _shards(self) -> list[tuple[Tensor, Mapping[str, Any]]]:
         """What the base optimizer's state is keyed by, with its group."""

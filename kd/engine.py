@@ -82,9 +82,12 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float | None:
-        parameters = [p for group in self.groups for p in group["params"]]
         if self._world.size > 1:
-            self._sum_gradients(parameters)
+            # A ring of ranks sums a number in an order that depends on its place in the buffer: the student has its
+            # own, so that methods beside it do not change its bits.
+            for own in (False, True):
+                groups = [g for g in self.groups if g["name"].startswith("methods") == own]
+                self._sum_gradients([p for group in groups for p in group["params"]])
         norm = clip_gradients(self.groups, self._config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,6 +114,8 @@ class PlainEngine:
 
     def _sum_gradients(self, parameters: list[Tensor]) -> None:
         """One flat all-reduce; a parameter without gradient on this rank counts as zero."""
+        if not parameters:
+            return
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
         total = self._world.sum(flat)
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):

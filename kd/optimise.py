@@ -143,7 +143,7 @@ def clip_gradients(groups: list[dict[str, Any]], limit: float | None) -> float:
     """
     gradients = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
     # One pass over the gradients: a copy of them in float64 would cost a small detector a tenth of its step.
-    norms = [torch.stack(torch._foreach_norm(found, 2, torch.float32)) for found in gradients if found]
+    norms = [torch.stack(torch._foreach_norm(found, 2, torch.float32)) for found in gradients if found]  # pyright: ignore[reportPrivateImportUsage]
     squares = [found.double().square().sum() for found in norms]
     norm = float(torch.stack(squares).cpu().numpy().cumsum()[-1] ** 0.5) if squares else 0.0
     if limit is not None and norm > limit:

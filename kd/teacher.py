@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from data_sharding.batch import Batch, Taps
+from data_sharding.batch import Batch, Geometry, Taps
 from kd.blocks.align import Rule, align
 from kd.detectors.base import Detector, Shapes
 
@@ -38,6 +39,18 @@ class LiveTeacher:
         # The student's own pixels may be colour-jittered; the clean ones then travel beside them.
         images = batch.scaled_images.get(1, batch.images) if self._factor == 1 else batch.scaled_images[self._factor]
         geometry = batch.geometry.scaled(self._factor)
+        # On a CPU torch picks a convolution's algorithm by the number of images, and GroupNorm's sums by how threads
+        # share them: one at a time, an image's taps do not depend on its batch mates and equal the cached ones to the
+        # bit. It costs nothing there; a GPU needs the whole batch, and agrees to rounding.
+        size = 1 if images.device.type == "cpu" else len(images)
+        parts = [
+            self._look(images[i : i + size], Geometry(geometry.canvas, geometry.sizes[i : i + size]))
+            for i in range(0, len(images), size)
+        ]
+        c5 = None if parts[0].c5 is None else _joined([part.c5 for part in parts if part.c5 is not None])
+        return Taps(c5, tuple(_joined(level) for level in zip(*(part.pyramid for part in parts), strict=True)))
+
+    def _look(self, images: Tensor, geometry: Geometry) -> Taps:
         # The student's autocast must not reach in here: live and cached teacher have to agree to the bit.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             taps = self.detector.features(self.detector.normalise(images, geometry))
@@ -55,6 +68,17 @@ class CachedTeacher:
         taps = batch.cached[self.name]
         c5 = None if taps.c5 is None else taps.c5.to(self._dtype)
         return Taps(c5, tuple(level.to(self._dtype) for level in taps.pyramid))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(b, C, H, W) of some images each -> (B, C, H, W) float32 with the very strides of taps from a cache: also a
+    1 x 1 map's strides decide which kernel the student's side runs."""
+    count = sum(len(part) for part in parts)
+    out = parts[0].new_empty((count, *parts[0].shape[1:]), dtype=torch.float32)
+    out = torch.empty_like(out, memory_format=torch.channels_last)
+    for place, part in zip(out.split([len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+    return out
 
 
 def only(taps: Taps, reads: frozenset[str]) -> Taps:

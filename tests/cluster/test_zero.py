@@ -24,7 +24,7 @@ from kd.engine import Engine
 from kd.methods import cwd, fitnet, pkd
 from kd.methods.base import MethodConfig
 from kd.step import NonFiniteLoss, global_totals, train_step
-from tests.cluster.two_ranks import ranks
+from tests.cluster.two_ranks import Ranks, ranks
 from tests.kd import runs
 from tests.kd.runs import ADAMW, KINDS, SGD, Kind, Outcome, Run, scale_kd
 
@@ -102,6 +102,17 @@ def test_scalekd_without_weights_is_no_scalekd_to_the_bit(kind: Kind, accumulate
     assert min(norm for norm in plain.norms if norm is not None) > 0.5, "the clipping was at work"
     assert all(not torch.equal(a, b) for a, b in zip(idle.assistants, idle.assistants[1:], strict=False))
     assert torch.equal(idle.assistants[-1], other.assistants[-1])
+
+
+def test_more_than_two_ranks_do_not_let_idle_methods_into_the_students_bits() -> None:
+    """Two numbers have one sum; four have several, by their place in the buffer that travels around the ring."""
+    four = Ranks(4)
+    for kind in ("plain", 0):
+        plain = Run(kind=kind, steps=2)
+        idle = replace(plain, distill={"scalekd": scale_kd(weight=0.0)})
+        found = [four(runs.train, run)[0].states for run in (plain, idle)]
+        assert all(runs.same(a, b) for a, b in zip(*found, strict=True))
+    four.close()
 
 
 Interrupted = Callable[[Kind, int], tuple[Outcome, Outcome]]
@@ -244,9 +255,10 @@ def stop(world: World, run: Run, poison: str) -> dict[str, Any]:
 
 
 def _weights(engine: Engine) -> Tensor:
-    """All that the optimizer owns on this rank: at stage 3, a forward that was broken off cannot be gathered from."""
+    """All that the optimizer owns on this rank: at stage 3, a forward that was broken off cannot be gathered from, and
+    the shards' unused ends hold whatever lay in memory, also no numbers."""
     owned = [s for s, _ in engine._shards()] if isinstance(engine, ZeroEngine) else engine.distiller.parameters()
-    return torch.cat([x.detach().flatten() for x in owned])
+    return torch.cat([x.detach().flatten() for x in owned]).nan_to_num()
 
 
 def _overflowing(teacher: Callable[[Batch], Taps]) -> Callable[[Batch], Taps]:
@@ -283,6 +295,5 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_optimizer(
 def test_bfloat16_is_finite_and_comes_near(kind: Kind, both: Both) -> None:
     run = Run(kind=kind, distill={"scalekd": scale_kd()}, optim=ADAMW)
     exact, half = both(replace(run, kind="plain"))[0], both(replace(run, precision="bf16"))[0]
-    assert 0 < runs.gap(exact, half, steps=1) < 0.03
-    assert runs.gap(exact, half) < 0.3
+    assert runs.near(half, exact)
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in half.states[-1].values())

@@ -101,6 +101,5 @@ def test_a_run_that_was_saved_and_loaded_is_the_run_undisturbed(
 def test_bfloat16_keeps_float32_weights_and_comes_near() -> None:
     run = Run(distill={"scalekd": scale_kd()})
     exact, half = runs.train(World(), run), runs.train(World(), replace(run, precision="bf16"))
-    assert 0 < runs.gap(exact, half, steps=1) < 0.03
-    assert runs.gap(exact, half) < 0.3
+    assert runs.near(half, exact)
     assert all(x.dtype == torch.float32 for x in half.states[-1].values())

@@ -1,0 +1,296 @@
+"""Does distillation help a student that sees HIT-UAV at half of the sensor's resolution?
+
+Trains the teacher once, caches what it sees, then trains each method once per seed, in rounds: all with seed 0, then
+all with seed 1, ... Every finished row is stored at once; the same command goes on behind it.
+
+    python -m benchmarks.hit_uav --size cpu
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.paired import table
+from benchmarks.plain_run import Run, Setup, Teaching, evaluate, fill_cache, train
+from data_sharding.datasets import coco
+from data_sharding.files import write_atomically
+from data_sharding.views import ViewConfig
+from kd import student as student_files
+from kd.backbones import mobilenetv2
+from kd.detectors import fcos
+from kd.methods import fitnet, pkd, scalekd
+from kd.methods.base import MethodConfig
+from kd.optimise import OptimConfig
+
+ROOT = Path(__file__).parent.parent
+PLAIN, EQUAL_TIME = "plain", "plain_equal_time"
+COLUMNS = ("AP", "AP_small", "AP50", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything that a size decides. Views are the student's; the teacher sees the same at twice the pixels."""
+
+    views: ViewConfig
+    evaluation: ViewConfig
+    student: fcos.Config
+    teacher: fcos.Config
+    """One level coarser than the student: at twice the pixels, its cells and the objects that each answers for are
+    then exactly the student's."""
+    student_optim: OptimConfig
+    teacher_optim: OptimConfig
+    methods: Mapping[str, MethodConfig]
+    device: str
+    clock: str
+    """What `plain_equal_time` equals: `seconds`, or `cpu_seconds` where other programs share the processor."""
+
+
+def presets(weights: str) -> dict[str, Preset]:
+    """The sizes by name. `weights`: ImageNet weights of torchvision's MobileNetV2."""
+    backbone = mobilenetv2.Config(norm="frozen", weights=weights)
+    optim = OptimConfig(optimizer="adamw", weight_decay=0.05, schedule="flat_cosine", clip_norm=10.0)
+    small = fcos.Config(backbone=backbone, width=32, head_depth=2, levels=(2, 3, 4))
+    full = fcos.Config(backbone=backbone, width=96, head_depth=2, levels=(2, 3, 4, 5))
+    whole = ViewConfig(count=2, short_side=(256,), long_side=320, flip=0.5, buckets=((256, 384),))
+    plain = replace(whole, count=1, flip=0.0)
+    return {
+        "cpu": Preset(
+            # Tiles of the sensor's 256 x 256 px, three of four on an object: cheap steps that are full of objects.
+            views=ViewConfig(count=6, crop=(256, 256), short_side=(128,), flip=0.5, buckets=((128, 128),)),
+            evaluation=plain,
+            student=small,
+            teacher=replace(small, width=64, levels=(3, 4, 5)),
+            student_optim=replace(optim, lr=2e-3, batch=16, steps=700, warmup=50),
+            teacher_optim=replace(optim, lr=1e-3, batch=16, steps=1000, warmup=50),
+            methods={
+                "fitnet": fitnet.Config(),
+                "pkd": pkd.Config(),
+                "scalekd": scalekd.Config(),
+            },
+            device="cpu",
+            clock="cpu_seconds",
+        ),
+        "gpu": Preset(
+            views=whole,
+            evaluation=plain,
+            student=full,
+            teacher=replace(full, width=128, head_depth=4, levels=(3, 4, 5, 6)),
+            student_optim=replace(optim, lr=1e-3, batch=16, steps=3000, warmup=200),
+            teacher_optim=replace(optim, lr=1e-3, batch=16, steps=3000, warmup=200),
+            methods={"fitnet": fitnet.Config(), "pkd": pkd.Config(), "scalekd": scalekd.Config()},
+            device="cuda",
+            clock="seconds",
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results, one file that is there whole or not at all."""
+
+    path: Path
+    settings: str
+    """Fingerprint of the preset: rows of other settings are not compared."""
+
+    def read(self) -> dict[str, Any]:
+        """What is stored; ValueError where it was made with other settings."""
+        if not self.path.exists():
+            return {"settings": self.settings, "teacher": None, "rows": []}
+        found = json.loads(self.path.read_text())
+        if found["settings"] != self.settings:
+            raise ValueError(
+                f"{self.path.name} holds results of other settings ({found['settings']}, this script now has "
+                f"{self.settings}); rename or delete it to begin anew"
+            )
+        return found
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace all of it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def has(self, method: str, seed: int) -> bool:
+        """Whether this row is done."""
+        return any((row["method"], row["seed"]) == (method, seed) for row in self.read()["rows"])
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        content = self.read()
+        self.write(content | {"rows": [*content["rows"], row]})
+
+
+def main() -> None:
+    """The command line."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    preset = presets(str(options.weights))[options.size]
+    path = options.results or ROOT / "benchmarks" / "results" / f"hit_uav_{options.size}.json"
+    store = Store(path, fingerprint(presets("weights")[options.size]))
+    setup = _setup(preset, options)
+    ensure_teacher(setup, preset, store)
+    for method, seed in rounds(preset, options.seeds):
+        if store.has(method, seed):
+            continue
+        if options.minutes is not None and not _fits(
+            store, method, options.minutes - (time.perf_counter() - began) / 60
+        ):
+            print(f"stopped before {method}, seed {seed}: no time left for it; the same command goes on with it")
+            break
+        row = _row(train(of_row(setup, preset, store, method, seed)), method, seed)
+        store.add(row)
+        print(_told(row), flush=True)
+    show(store)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = ROOT / ".." / "shared" / "data"
+    parser.add_argument("--size", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--data", type=Path, default=shared / "hit_uav", help="the folder of HIT-UAV")
+    parser.add_argument(
+        "--weights", type=Path, default=shared / "weights" / "mobilenet_v2-b0353104.pth", help="ImageNet MobileNetV2"
+    )
+    parser.add_argument("--storage", type=Path, help="packed images, teacher and cache; default runs/hit_uav_<size>")
+    parser.add_argument("--results", type=Path, help="default benchmarks/results/hit_uav_<size>.json")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of torch on the processor")
+    parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")
+    return parser.parse_args()
+
+
+def fingerprint(preset: Preset) -> str:
+    """Short name of a preset's settings, without paths."""
+    return hashlib.sha256(repr(preset).encode()).hexdigest()[:12]
+
+
+def _setup(preset: Preset, options: argparse.Namespace) -> Setup:
+    """The plain student."""
+
+    def split(name: str) -> coco.Split:
+        folder = options.data
+        return coco.Split(images=folder / "normal_json" / name, annotations=folder / "coco" / f"instances_{name}.json")
+
+    return Setup(
+        data=coco.Config(train=split("train"), val=split("val"), ignore_categories=("DontCare",)),
+        storage=options.storage or ROOT / "runs" / f"hit_uav_{options.size}",
+        views=preset.views,
+        evaluation_views=preset.evaluation,
+        detector=preset.student,
+        optim=preset.student_optim,
+        device=preset.device,
+    )
+
+
+def doubled(views: ViewConfig) -> ViewConfig:
+    """The same views at twice the pixels."""
+    return replace(
+        views,
+        short_side=None if views.short_side is None else tuple(2 * side for side in views.short_side),
+        long_side=2 * views.long_side,
+        buckets=tuple((2 * height, 2 * width) for height, width in views.buckets),
+    )
+
+
+def ensure_teacher(setup: Setup, preset: Preset, store: Store) -> None:
+    """Train the teacher where its folder is not there yet; its row in the results."""
+    folder = teacher_folder(setup)
+    if not (folder / student_files.FACTS).exists():
+        print("training the teacher", flush=True)
+        views = doubled(preset.views), doubled(preset.evaluation)
+        run = train(
+            replace(
+                setup, detector=preset.teacher, optim=preset.teacher_optim, views=views[0], evaluation_views=views[1]
+            )
+        )
+        at_student = evaluate(run.detector, setup)
+        facts = {"AP_at_student_resolution": at_student["AP"], "seconds": run.seconds, "cpu_seconds": run.cpu_seconds}
+        categories = coco.categories(setup.data)
+        student_files.save(run.detector, preset.teacher, categories, folder, metrics=run.metrics | facts)
+    detector, info = student_files.load(folder)
+    content = store.read()
+    if content["teacher"] is None:
+        told = {name: round(info.metrics[name], 3) for name in (*COLUMNS, "AP_at_student_resolution")}
+        parameters = sum(p.numel() for p in detector.parameters())
+        store.write(content | {"teacher": {"sha256": info.sha256, "parameters": parameters, **told}})
+    elif content["teacher"]["sha256"] != info.sha256:
+        raise ValueError(
+            f"{store.path.name} holds rows of another teacher than {folder.name}'s; rename or delete it to begin anew"
+        )
+
+
+def teacher_folder(setup: Setup) -> Path:
+    """Where the teacher is kept."""
+    return setup.storage / "teacher"
+
+
+def rounds(preset: Preset, seeds: int) -> Iterator[tuple[str, int]]:
+    """(method, seed), seed by seed: whenever it is stopped, the pairs are complete but for the last round."""
+    return ((method, seed) for seed in range(seeds) for method in (PLAIN, *preset.methods, EQUAL_TIME))
+
+
+def of_row(setup: Setup, preset: Preset, store: Store, method: str, seed: int) -> Setup:
+    """The settings of one row."""
+    if method in preset.methods:
+        teaching = Teaching(folder=teacher_folder(setup), factor=2, align="shift")
+        taught = replace(setup, seed=seed, methods={method: preset.methods[method]}, teaching=teaching)
+        fill_cache(taught)
+        return taught
+    if method == PLAIN:
+        return replace(setup, seed=seed)
+    rows = {row["method"]: row for row in store.read()["rows"] if row["seed"] == seed}
+    longer = rows["scalekd"][preset.clock] / rows[PLAIN][preset.clock]
+    return replace(setup, seed=seed, optim=replace(setup.optim, steps=max(1, round(setup.optim.steps * longer))))
+
+
+def _row(run: Run, method: str, seed: int) -> dict[str, Any]:
+    numbers = {name: round(value, 3) for name, value in run.metrics.items()}
+    return {
+        "method": method,
+        "seed": seed,
+        **numbers,
+        "steps": len(run.history),
+        "seconds": round(run.seconds, 1),
+        "cpu_seconds": round(run.cpu_seconds, 1),
+        "shares": {name: round(value, 4) for name, value in run.shares().items()},
+    }
+
+
+def _fits(store: Store, method: str, minutes_left: float) -> bool:
+    """Whether a row, as long as the longest of its kind or of all so far, ends in time."""
+    rows = store.read()["rows"]
+    same = [row["seconds"] for row in rows if row["method"] == method] or [row["seconds"] for row in rows]
+    return minutes_left > 1.2 * max(same, default=0.0) / 60
+
+
+def _told(row: dict[str, Any]) -> str:
+    shares = ", ".join(f"{name} {value:.1%}" for name, value in row["shares"].items())
+    return (
+        f"{row['method']:17} seed {row['seed']}  AP {row['AP']:5.2f}  AP_small {row['AP_small']:5.2f}  "
+        f"{row['steps']} steps in {row['seconds']:.0f} s  {shares}"
+    )
+
+
+def show(store: Store) -> None:
+    """Print the table of what is stored."""
+    content = store.read()
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for row in content["rows"]:
+        scores.setdefault(row["method"], {})[row["seed"]] = row
+    teacher = content["teacher"]
+    print(
+        f"\nteacher: AP {teacher['AP']:.2f} at twice the student's resolution, "
+        f"{teacher['AP_at_student_resolution']:.2f} at the student's; {teacher['parameters'] / 1e6:.1f} M parameters\n"
+    )
+    print(table(scores, PLAIN, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
