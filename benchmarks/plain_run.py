@@ -245,6 +245,7 @@ def _live(setup: Setup, detector: Detector, student: Shapes) -> LiveTeacher:
 
 
 def live_factors(setup: Setup) -> tuple[int, ...]:
+    """The sizes at which the loader renders for a live teacher, beside the student's own."""
     live = setup.methods and setup.teaching is not None and not setup.teaching.cached
     return (setup.teaching.factor,) if live and setup.teaching is not None and setup.teaching.factor > 1 else ()
 

@@ -108,6 +108,9 @@ class CrossAttention(nn.Module):
         s, t = self.norm_student(student), self.norm_teacher(self.enter(teacher))
         asks, answers, contents = (s, t, t) if self.roles == "eq" else (t, t, s)
         mixed = self.out(torch.cat([group(asks, answers, contents) for group in self.groups], dim=1))
+        # A pyramid's levels have no normaliser and grow freely (to an RMS of 60 in a short run), which W^O at CSA's
+        # small learning rate could not follow: it speaks in units of the student's level.
+        mixed = mixed * student.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         return student + mixed if self.residual else mixed
 
 

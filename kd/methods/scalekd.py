@@ -6,9 +6,10 @@ cells have asked the teacher's (CSA, eqs. 3-6, an assistant), not the teacher's:
 teacher's c5 and pyramid.
 
 Departures, by the names of our reference (A1.9). Fixed: V stands outside the softmax (S2); CSA shares the student's
-head (S4) and does not move it (S5). By default, with a setting for the other reading: the student asks (S1); CSA has
-a residual, LayerNorm and a position code and starts as the student's own pyramid (S6); it learns from the first step
-on (S7); the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
+head (S4) and does not move it (S5); its output is in units of the student's level. By default, with a setting for the
+other reading: the student asks (S1); CSA has a residual, LayerNorm and a position code and starts as the student's own
+pyramid (S6); it learns from the first step on (S7), by AdamW, since Adam's coupled decay drives it back to the student;
+the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ class Csa:
     """Learn from the first step on, or only while the method is on."""
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
+    decay: Literal["decoupled", "coupled"] = "decoupled"
+    """`decoupled`: AdamW. `coupled`: the paper's Adam with the decay inside the gradient; queries, keys and values,
+    whose gradient is small while W^O is, then shrink to nothing at the full learning rate and CSA stays the student."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or not all(rates and min(rates) >= 1 for rates in self.rates):
@@ -184,7 +188,8 @@ class Assistant(base.Assistant):
         return tuple(level(s, t) for level, s, t in zip(self.levels, student, teacher, strict=True))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), self.csa.learning_rate, weight_decay=self.csa.weight_decay)
+        kind = torch.optim.AdamW if self.csa.decay == "decoupled" else torch.optim.Adam
+        return kind(self.parameters(), self.csa.learning_rate, weight_decay=self.csa.weight_decay)
 
 
 def _rates(csa: Csa, stride: int) -> tuple[int, ...]:

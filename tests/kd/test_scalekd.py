@@ -219,7 +219,7 @@ def test_the_assistant_starts_as_the_student_itself(teacher: fake.Shapes) -> Non
 
 @pytest.mark.parametrize("roles", ["eq", "text"])
 def test_attention_is_the_papers_equations(roles: str) -> None:
-    """Eqs. 3-6 in loops, one head after the other, on a grid that the rate does not divide."""
+    """Eqs. 3-6 in loops, one head after the other, on a grid that the rate does not divide; in the student's units."""
     level = attention(teacher=12, roles=roles, residual=True).double()
     student, teacher = (torch.randn(1, c, 3, 5, dtype=torch.float64) for c in (8, 12))
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_attention_is_the_papers_equations(roles: str) -> None:
         heads = [_head(group, asks, answers, contents) for group in level.groups]
         out: Any = level.out
         mixed = torch.cat(heads, dim=1) @ out.weight[:, :, 0, 0].T + out.bias
-        expected = student + mixed.T.reshape(1, 8, 3, 5)
+        expected = student + student.square().mean().sqrt() * mixed.T.reshape(1, 8, 3, 5)
         torch.testing.assert_close(level(student, teacher), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -339,3 +339,26 @@ def test_the_assistants_answer_follows_the_teachers_images() -> None:
     student, teacher = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
     assert not torch.allclose(level(student, teacher), level(student, teacher.flip(0)), atol=1e-4)
     torch.testing.assert_close(level(student, teacher)[:1], level(student[:1], teacher[:1]))
+
+
+def test_the_assistant_reaches_as_far_on_a_large_pyramid_as_on_a_small_one() -> None:
+    """A pyramid's levels have no normaliser: what CSA adds grows with them, or it would be lost in a large one."""
+    level = attention(teacher=12, roles="eq", residual=True).double()
+    student, teacher = (torch.randn(1, c, 4, 4, dtype=torch.float64) for c in (8, 12))
+    with torch.no_grad():
+        small, large = level(student, teacher) - student, level(100 * student, teacher) - 100 * student
+    torch.testing.assert_close(large, 100 * small, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("decay", "shrinks"), [("decoupled", False), ("coupled", True)])
+def test_without_gradient_only_coupled_decay_moves_the_assistant_at_its_learning_rate(
+    decay: Any, shrinks: bool
+) -> None:
+    assistant = Assistant(Config(csa=Csa(heads=2, decay=decay)), fake.pair())
+    before = [p.detach().clone() for p in assistant.parameters()]
+    optimizer = assistant.optimizer()
+    for parameter in assistant.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = max((p - b).abs().max().item() for p, b in zip(assistant.parameters(), before, strict=True))
+    assert (moved > 1e-4) == shrinks
