@@ -23,7 +23,7 @@ from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
-from kd.teacher import aligned_shapes, all_reads
+from kd.teacher import LiveTeacher, aligned_shapes, all_reads
 
 TEACHER_BATCH = 8
 """Images per forward that fills a cache: part of the cache's key."""
@@ -107,6 +107,19 @@ def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> Lo
 def reads_of(config: RunConfig) -> frozenset[str]:
     """The teacher's taps that the recipe's methods read."""
     return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
+
+
+def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
+    """The teacher itself, answering on the student's grid."""
+    settings = teacher.config
+    return LiveTeacher(
+        teacher.detector,
+        student,
+        factor=settings.factor,
+        rule=settings.align,
+        reads=reads,
+        precision=settings.precision,
+    )
 
 
 def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:

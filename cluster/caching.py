@@ -1,10 +1,8 @@
 """Fill the teacher caches of a recipe: Ray Data actors keep the teacher loaded and each write whole shards."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,18 @@ import numpy as np
 import torch
 
 from cluster import build
+from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import say, wants_gpu
+from cluster.probe import measured_break_even
 from cluster.terminal import progress
-from data_sharding.assemble import Assembler, Sample
-from data_sharding.batch import Batch, Taps
-from data_sharding.cache_cost import BreakEven, break_even, require_space
+from data_sharding.batch import Taps
+from data_sharding.cache_cost import require_space
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_plan import estimate_bytes
 from data_sharding.cache_writer import CacheWriter
-from data_sharding.loader import NO_CACHES
-from data_sharding.world import World
-from kd.detectors.base import Detector, Shapes
-from kd.distiller import Distiller
-from kd.step import global_totals
-from kd.teacher import LiveTeacher
-
-PROBE_BYTES = 32 << 20
+from kd.detectors.base import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,65 +77,6 @@ def _announce(
     say(verdict.sentence)
 
 
-def measured_break_even(
-    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path, needed: int
-) -> BreakEven:
-    """The formula of the cache with this machine's own figures: one teacher forward, one student step, one file."""
-    samples = len(train.dataset) * train.views.config.count
-    count = min(key.batch, len(train.dataset))
-    with _Assembled(train, teacher.config.factor) as assembled:
-        batch = assembled.batch(np.arange(count), 0, same_canvas=True)
-    live = _live(teacher, student.shapes, build.reads_of(config))
-    teacher_seconds = _timed(lambda: live(batch)) / len(batch)
-    student_seconds = _timed(lambda: _student_step(student, batch)) / len(batch)
-    write, read = _disk_speed(folder)
-    epochs = max(1, round(config.optim.steps * config.optim.batch / max(1, len(train.dataset))))
-    return break_even(
-        student_seconds=student_seconds,
-        teacher_seconds=teacher_seconds,
-        bytes_per_image=needed / samples,
-        read_bandwidth=read,
-        write_bandwidth=write,
-        gpus=1,
-        epochs=epochs,
-        views=train.views.config.count,
-    )
-
-
-def _student_step(student: Detector, batch: Batch) -> None:
-    batch = batch.with_totals(global_totals(Distiller(student, {}), [batch], World()))
-    taps = student.features(student.normalise(batch.images, batch.geometry))
-    losses = student.task_losses(student.predict(taps.pyramid, batch.geometry), batch)
-    torch.stack(list(losses.values())).sum().backward()
-    student.zero_grad(set_to_none=True)
-
-
-def _timed(call: Any) -> float:
-    """Seconds of a call after a first one that warms up."""
-    call()
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def _disk_speed(folder: Path) -> tuple[float, float]:
-    """Bytes per second written with fsync, and read back past the page cache, in the cache's own folder."""
-    path = folder / "speed.tmp"
-    content = os.urandom(PROBE_BYTES)
-    try:
-        began = time.perf_counter()
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        written = time.perf_counter()
-        path.read_bytes()
-        return PROBE_BYTES / (written - began), PROBE_BYTES / (time.perf_counter() - written)
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]) -> None:
     """Give each pending shard to an actor; progress counts samples."""
     import ray
@@ -190,9 +123,9 @@ class ShardWriter:
         key = build.cache_key(config, loaded, student, train)
         self._device = device
         self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
-        self._assembled = _Assembled(train, settings.factor)
+        self._assembled = Assembled(train, settings.factor)
         loaded.detector.to(device)
-        self._live = _live(loaded, student, build.reads_of(config))
+        self._live = build.live_teacher(loaded, student, build.reads_of(config))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for number in rows["shard"]:
@@ -203,50 +136,6 @@ class ShardWriter:
         taps = self._live(self._assembled.batch(positions, view).to(self._device))
         c5 = None if taps.c5 is None else taps.c5.cpu()
         return Taps(c5, tuple(level.cpu() for level in taps.pyramid))
-
-
-def _live(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
-    settings = teacher.config
-    return LiveTeacher(
-        teacher.detector,
-        student,
-        factor=settings.factor,
-        rule=settings.align,
-        reads=reads,
-        precision=settings.precision,
-    )
-
-
-class _Assembled:
-    """Batches of given images in a given view, outside of any order."""
-
-    def __init__(self, split: Split, factor: int) -> None:
-        self._split, self._pool = split, ThreadPoolExecutor(2)
-        factors = () if factor == 1 else (factor,)
-        self._assembler = Assembler(
-            dataset=split.dataset,
-            views=split.views,
-            pool=self._pool,
-            further_factors=factors,
-            caches=NO_CACHES,
-            pin=False,
-        )
-
-    def batch(self, positions: np.ndarray, view: int, *, same_canvas: bool = False) -> Batch:
-        """`same_canvas`: only those that share the first one's canvas."""
-        views = self._split.views
-        if same_canvas:
-            canvas = views.view(int(positions[0]), view).canvas
-            positions = np.array([p for p in positions if views.view(int(p), view).canvas == canvas])
-        ids = self._split.dataset.image_ids
-        samples = [Sample(position=int(p), view=view, image_id=int(ids[p])) for p in positions]
-        return self._assembler.start(samples, None)()
-
-    def __enter__(self) -> "_Assembled":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
 
 
 def _size(folder: Path) -> int:

@@ -59,8 +59,8 @@ def _show(
 
     from cluster.build import split_folder
     from cluster.pictures import beside_truth, read_results
+    from cluster.results import DETECTIONS
     from cluster.terminal import table
-    from cluster.worker import DETECTIONS
     from data_sharding.shards import PackedDataset
 
     gains = [_ap(d) - _ap(a) for a, d in zip(alone, distilled, strict=True)]

@@ -14,9 +14,9 @@ from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
+from cluster.results import DETECTIONS, STUDENT
 from cluster.scoring import ground_truth, score
 from cluster.terminal import progress
-from cluster.worker import DETECTIONS, STUDENT
 from data_sharding.files import write_atomically
 from data_sharding.world import World
 from kd import student as student_files

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import config as recipes
+from cluster import results
 from cluster.caching import fill_caches
 from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
@@ -15,7 +16,7 @@ from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
 from cluster.terminal import progress
 from cluster.tracking import open_run
-from cluster.worker import METRICS, RESULT, STOPPED, STUDENT, Job, read_result, work
+from cluster.worker import Job, work
 from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
@@ -26,7 +27,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """Do what is left of the run; its result: metrics, minutes and where the student is."""
     config = _with_absolute_storage(config)
     folder = _claim(config)
-    done = read_result(folder)
+    done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
         return done
@@ -54,8 +55,13 @@ def train(config: RunConfig) -> dict[str, Any]:
                 raise told from None
             raise
         minutes = (time.perf_counter() - began) / 60
-        result |= {"minutes": minutes, "student": str(folder / STUDENT), "run_id": handle.run_id, "uri": handle.uri}
-        write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        result |= {
+            "minutes": minutes,
+            "student": str(folder / results.STUDENT),
+            "run_id": handle.run_id,
+            "uri": handle.uri,
+        }
+        write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
         handle.close("FINISHED")
     return result
 
@@ -119,9 +125,9 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with progress(f"train {config.name}") as report, follow(folder / METRICS, report, config.optim.steps):
+    with progress(f"train {config.name}") as report, follow(folder / results.METRICS, report, config.optim.steps):
         result = trainer.fit()
     value: Any = result.return_value
-    if STOPPED in value:
-        raise ConfigError(f"{config.name} stopped: {value[STOPPED]}")
+    if results.STOPPED in value:
+        raise ConfigError(f"{config.name} stopped: {value[results.STOPPED]}")
     return dict(value)

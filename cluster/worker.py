@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import json
 import os
 import tempfile
 import time
@@ -12,32 +11,21 @@ from typing import Any
 
 import torch
 
-from cluster import build, checkpoints, pictures
+from cluster import build, checkpoints, results
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.tracking import RunHandle
-from data_sharding.files import write_atomically
 from data_sharding.loader import Loader, order_of
 from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
-from kd import student as student_files
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
-from kd.evaluation.coco import to_coco_results
-from kd.evaluation.speed import measure
 from kd.optimise import Ema
 from kd.step import train_step
-from kd.teacher import CachedTeacher, LiveTeacher, Teacher, aligned_shapes
-
-METRICS = "metrics.jsonl"
-STUDENT = "student"
-RESULT = "result.json"
-DETECTIONS = "detections.json"
-STOPPED = "stopped"
-"""The key under which a worker returns why the run cannot go on."""
+from kd.teacher import CachedTeacher, Teacher, aligned_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +58,11 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
         refused = str(error)
     told = [text for text in world.gather(refused) if text]
     if told or worker is None:
-        return {STOPPED: told[0]}
+        return {results.STOPPED: told[0]}
     try:
         return worker.run()
     except (ConfigError, FloatingPointError) as error:
-        return {STOPPED: str(error)}
+        return {results.STOPPED: str(error)}
 
 
 class Worker:
@@ -144,14 +132,8 @@ class Worker:
                 self.caches[name] = TeacherCache.open(folder, key, verify=config.resources.checksums)
                 self.teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, self.student.shapes))
             else:
-                self.teachers[name] = LiveTeacher(
-                    teacher.detector.to(self.device),
-                    self.student.shapes,
-                    factor=settings.factor,
-                    rule=settings.align,
-                    reads=reads,
-                    precision=settings.precision,
-                )
+                teacher.detector.to(self.device)
+                self.teachers[name] = build.live_teacher(teacher, self.student.shapes, reads)
 
     def _engine(self, distiller: Distiller) -> Engine:
         from cluster.zero import ZeroEngine, start_deepspeed
@@ -181,7 +163,7 @@ class Worker:
         if self.world.rank != 0:
             yield None
             return
-        log = MetricLog(self.folder / METRICS, self.handle.ship if self.handle else lambda rows: None)
+        log = MetricLog(self.folder / results.METRICS, self.handle.ship if self.handle else lambda rows: None)
         try:
             yield log
         finally:
@@ -257,34 +239,9 @@ class Worker:
         found = self._evaluate(log, self.config.optim.steps)
         if self.world.rank != 0:
             return {}
-        student_files.save(
-            self.replica,
-            self.config.student,
-            self.categories,
-            self.folder / STUDENT,
-            input=_input_of(self.config),
-            metrics=found.metrics,
+        return results.leave(
+            self.folder, self.config, self.replica, self.val, found, self.handle, log, self.config.optim.steps
         )
-        results = to_coco_results(found.detections, self.categories)
-        write_atomically(self.folder / DETECTIONS, json.dumps(results).encode())
-        picture = pictures.beside_truth(self.val.dataset, {"student": found.detections}, self.folder / "samples.png")
-        if self.handle is not None:
-            for path in (picture, self.folder / STUDENT, self.folder / DETECTIONS):
-                self.handle.add_file(path)
-        speed = measure(self.replica, self.val.views.view(0, 0).canvas)
-        facts = {"parameters": speed.parameters, "ms_per_image": speed.milliseconds, "gflops": speed.gflops}
-        if log is not None:
-            log.log(self.config.optim.steps, {f"student/{name}": float(value) for name, value in facts.items()})
-        return {"metrics": found.metrics, **facts}
-
-
-def _input_of(config: RunConfig) -> dict[str, Any]:
-    views = build.evaluation_views(config)
-    return {
-        "short_side": None if views.short_side is None else list(views.short_side),
-        "long_side": views.long_side,
-        "buckets": [list(b) for b in views.buckets],
-    }
 
 
 def _set_up_torch(config: RunConfig) -> None:
@@ -293,9 +250,3 @@ def _set_up_torch(config: RunConfig) -> None:
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.set_num_threads(config.resources.threads)
     torch.manual_seed(config.seed)
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run; None while it is not finished."""
-    path = folder / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
