@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.paired import table
-from benchmarks.plain_run import Run, Setup, Teaching, evaluate, fill_cache, train
+from benchmarks.plain_run import Run, Setup, Teaching, evaluate, fill_cache, keep_freed_memory, train
 from data_sharding.datasets import coco
 from data_sharding.files import write_atomically
 from data_sharding.views import ViewConfig
@@ -55,7 +55,10 @@ class Preset:
 def presets(weights: str) -> dict[str, Preset]:
     """The sizes by name. `weights`: ImageNet weights of torchvision's MobileNetV2."""
     backbone = mobilenetv2.Config(norm="frozen", weights=weights)
-    optim = OptimConfig(optimizer="adamw", weight_decay=0.05, schedule="flat_cosine", clip_norm=10.0)
+    optim = OptimConfig(
+        optimizer="adamw", lr=2e-3, backbone_lr=0.25, weight_decay=0.05, batch=16, warmup=50,
+        schedule="flat_cosine", flat=0.75, clip_norm=10.0,
+    )  # fmt: skip
     small = fcos.Config(backbone=backbone, width=32, head_depth=2, levels=(2, 3, 4))
     full = fcos.Config(backbone=backbone, width=96, head_depth=2, levels=(2, 3, 4, 5))
     whole = ViewConfig(count=2, short_side=(256,), long_side=320, flip=0.5, buckets=((256, 384),))
@@ -67,8 +70,8 @@ def presets(weights: str) -> dict[str, Preset]:
             evaluation=plain,
             student=small,
             teacher=replace(small, width=64, levels=(3, 4, 5)),
-            student_optim=replace(optim, lr=2e-3, batch=16, steps=700, warmup=50),
-            teacher_optim=replace(optim, lr=1e-3, batch=16, steps=1000, warmup=50),
+            student_optim=replace(optim, steps=900),
+            teacher_optim=replace(optim, steps=700),
             methods={
                 "fitnet": fitnet.Config(),
                 "pkd": pkd.Config(),
@@ -82,8 +85,8 @@ def presets(weights: str) -> dict[str, Preset]:
             evaluation=plain,
             student=full,
             teacher=replace(full, width=128, head_depth=4, levels=(3, 4, 5, 6)),
-            student_optim=replace(optim, lr=1e-3, batch=16, steps=3000, warmup=200),
-            teacher_optim=replace(optim, lr=1e-3, batch=16, steps=3000, warmup=200),
+            student_optim=replace(optim, lr=1e-3, steps=3000, warmup=200),
+            teacher_optim=replace(optim, lr=1e-3, steps=3000, warmup=200),
             methods={"fitnet": fitnet.Config(), "pkd": pkd.Config(), "scalekd": scalekd.Config()},
             device="cuda",
             clock="seconds",
@@ -130,6 +133,7 @@ def main() -> None:
     """The command line."""
     options = _options()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     began = time.perf_counter()
     preset = presets(str(options.weights))[options.size]
     path = options.results or ROOT / "benchmarks" / "results" / f"hit_uav_{options.size}.json"

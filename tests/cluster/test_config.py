@@ -172,7 +172,7 @@ def test_programs_may_lay_over_paths_and_numpy_numbers() -> None:
         ("data={}", r"data\.name: required; one of .*coco"),
         ("student.name=fcoss", r"student\.name: .*'fcos'"),
         ("student.backbone.name=resnett", r"student\.backbone\.name: no such plug-in; did you mean 'resnet'"),
-        ("student.backbone.dept=1", r"student\.backbone\.dept: no such setting; did you mean 'depth'"),
+        ("student.backbone.nrm=1", r"student\.backbone\.nrm: no such setting; did you mean 'norm'"),
         ("student.backbone={}", r"student\.backbone\.name: required; one of .*resnet"),
         ("views.buckets=[[100,128]]", r"views: buckets must have sides that are multiples of 128"),
         ("evaluation.views.buckets=[[100,128]]", r"evaluation\.views: buckets must have sides"),
@@ -182,7 +182,7 @@ def test_programs_may_lay_over_paths_and_numpy_numbers() -> None:
         ("seed=null", r"seed: required; add seed=\.\.\."),
         ("name=a/b", r"name: becomes a folder's name"),
         ("optim=3", r"optim: .*object \(got 3\)"),
-        ("optim.lr.x=3", r"optim\.lr\.x: cannot set 'x' below the plain value 0\.001"),
+        ("optim.lr.x=3", r"optim\.lr\.x: cannot set 'x' below the plain value 0\.01"),
         ("teachers.2.weights=w", r"teachers\.2\.weights: '2' is no entry of a list of 1"),
     ],
 )
@@ -249,7 +249,7 @@ def test_only_settings_that_change_what_is_learnt_end_a_run() -> None:
     assert difference(config, machines) == []
     assert config_hash(config) == config_hash(machines)
     other = load_with("optim.lr=1", "resources.precision=bf16")
-    assert difference(config, other) == ["optim.lr: 0.001 -> 1.0", "resources.precision: fp32 -> bf16"]
+    assert difference(config, other) == ["optim.lr: 0.01 -> 1.0", "resources.precision: fp32 -> bf16"]
     assert config_hash(config) != config_hash(other)
     assert "distill.pkd.weight: not set -> 2.0" in difference(config, load_with("distill.pkd.weight=2"))
 

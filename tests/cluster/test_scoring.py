@@ -23,6 +23,7 @@ SMALL = {
     "student.levels": [3, 4, 5],
     "student.score_threshold": 0.001,
     "evaluation.batch": 2,
+    "resources.threads": 1,
 }
 
 

@@ -21,6 +21,7 @@ SMALL_STUDENT = [
     "optim.warmup=1",
     "evaluation.every=0",
     "evaluation.batch=4",
+    "resources.threads=1",
 ]
 
 

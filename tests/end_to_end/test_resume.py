@@ -22,7 +22,7 @@ def settings(storage: Path, name: str, teacher: Path) -> list[str]:
         "teachers.0.gate_images=4",
         "distill.scalekd.start=0.2",
         'distill.scalekd.sdf={"width":16,"token_width":16}',
-        "distill.scalekd.csa.heads=2",
+        'distill.scalekd.csa={"heads":2}',
         f"optim.steps={STEPS}",
         "optim.ema=0.9",
         "resources.workers=2",
@@ -67,4 +67,4 @@ def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undistur
     # Started a third time it is finished; with another recipe under the same name it is refused.
     assert run(disturbed, log) == 0
     assert run([*disturbed, "optim.lr=5e-4"], log) == 2
-    assert "optim.lr: 0.001 -> 0.0005" in log.read_text()
+    assert "optim.lr: 0.01 -> 0.0005" in log.read_text()
