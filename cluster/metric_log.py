@@ -16,6 +16,8 @@ from pathlib import Path
 LINES_PER_SHIPMENT = 200
 LONGEST_PAUSE = 30.0
 """Seconds between two tries while the tracker does not answer."""
+LAST_PAUSE = 0.1
+"""Seconds between two tries while the log is closing."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class MetricLog:
         self._shipped = _read_mark(self._mark, path.stat().st_size)
         self._file = path.open("a", buffering=1)
         self._failure: Exception | None = None
+        self._deadline, self._done = 0.0, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ship_until_stopped, name="metric-log", daemon=True)
         self._thread.start()
@@ -70,19 +73,19 @@ class MetricLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        self._deadline = time.monotonic() + timeout
         self._stop.set()
-        end = time.monotonic() + timeout
+        # Only the thread talks to the tracker: a call that hangs there never holds up the caller.
         self._thread.join(timeout)
-        if self._thread.is_alive():
-            return False
-        while not (done := self._try_to_ship()) and time.monotonic() < end:
-            time.sleep(min(0.2, timeout))
-        return done
+        return self._done
 
     def _ship_until_stopped(self) -> None:
         pause = self._every
         while not self._stop.wait(pause):
             pause = self._every if self._try_to_ship() else min(LONGEST_PAUSE, 2 * pause)
+        while not self._try_to_ship() and time.monotonic() < self._deadline:
+            time.sleep(LAST_PAUSE)
+        self._done = self._failure is None
 
     def _try_to_ship(self) -> bool:
         """Ship all whole lines; whether that worked."""

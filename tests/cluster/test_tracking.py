@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,13 @@ def test_logging_never_waits_for_the_tracker(path: Path) -> None:
     def wait(rows: list[Row]) -> None:
         gate.wait(10)
 
-    log = MetricLog(path, wait, every=0.001)
-    for step in range(100):
-        log.log(step, {"loss": 1.0})
-    assert not log.close(timeout=0.05)
+    for every in (0.001, 60.0):  # stuck before the log closes, stuck by closing it
+        log = MetricLog(path, wait, every=every)
+        began = time.monotonic()
+        for step in range(100):
+            log.log(step, {f"loss/{every}": 1.0})
+        assert not log.close(timeout=0.05)
+        assert time.monotonic() - began < 5
     gate.set()
 
 
