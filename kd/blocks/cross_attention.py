@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.blocks.position import sine_code
+from kd.blocks.position import local_projection_, sine_code
 
 Roles = Literal["eq", "text"]
 
@@ -42,16 +42,23 @@ class Gather(nn.Module):
 class HeadGroup(nn.Module):
     """The heads that share one rate."""
 
-    def __init__(self, channels: int, heads: int, head_width: int, rate: int, position: bool) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_width: int, rate: int, position: bool, locality: float | None
+    ) -> None:
         super().__init__()
         inner = heads * head_width
-        self.heads, self.rate, self.position = heads, rate, position
+        self.heads, self.rate = heads, rate
         self.gather = Gather(channels, rate)
         self.query = nn.Linear(channels, inner)
         self.key = nn.Linear(channels, inner)
         self.value = nn.Linear(channels, inner)
         self.local = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         """P of eq. 5."""
+        self.query_place = nn.Linear(channels, inner, bias=False) if position else None
+        self.key_place = nn.Linear(channels, inner, bias=False) if position else None
+        if self.query_place is not None and self.key_place is not None and locality is not None:
+            for linear in (self.query_place, self.key_place):
+                local_projection_(linear.weight, heads, rate, locality)
 
     def forward(self, asks: Tensor, answers: Tensor, contents: Tensor) -> Tensor:
         """Sources of queries, keys and values, each (B, C, H, W) -> (B, heads * head width, H, W)."""
@@ -59,14 +66,14 @@ class HeadGroup(nn.Module):
         values = keys if contents is answers else self.gather(contents)
         v = _to_map(self.value(_to_rows(values)), values)
         v = _to_rows(v + self.local(v))
-        q, k = self.query(_to_rows(self._placed(asks, 1))), self.key(_to_rows(self._placed(keys, self.rate)))
-        # The fused kernel never builds the (H W) x (H W / rate^2) scores that P2 and P3 could not hold.
-        mixed = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
+        q = _placed(self.query(_to_rows(asks)), asks, self.query_place, cell=1)
+        k = _placed(self.key(_to_rows(keys)), keys, self.key_place, cell=self.rate)
+        # The fused kernel never builds the (H W) x (H W / rate^2) scores that P2 and P3 could not hold. Never in half
+        # precision: scores of places are differences of large products, rounded by more than one cell's worth.
+        with torch.autocast(asks.device.type, enabled=False):
+            q, k, v = (self._split(x.to(q.dtype)) for x in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v)
         return _to_map(mixed.transpose(1, 2).flatten(2), asks)
-
-    def _placed(self, x: Tensor, cell: int) -> Tensor:
-        """`x` with the code of its cells' places, if wanted."""
-        return x + sine_code(x.shape[2], x.shape[3], x.shape[1], cell, x.device) if self.position else x
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, heads * head width) -> (B, heads, N, head width)."""
@@ -77,12 +84,13 @@ class CrossAttention(nn.Module):
     """All heads of one level, W^O and the residual: (student level, teacher level) -> a level of the student's shape.
 
     The normalisation stands before the projections and the residual outside, so that with `zero_init` (W^O = 0) the
-    output starts as the student's level, exactly (ambiguity S6).
+    output starts as the student's level, exactly (ambiguity S6). With `locality` (in cells of the gathered grid) the
+    attention starts at each cell's own place in the teacher's map instead of everywhere.
     """
 
     def __init__(
         self, student: int, teacher: int, heads: int, rates: tuple[int, ...], *,
-        roles: Roles, residual: bool, zero_init: bool, position: bool,
+        roles: Roles, residual: bool, zero_init: bool, position: bool, locality: float | None,
     ) -> None:  # fmt: skip
         super().__init__()
         if student % heads or heads % len(rates):
@@ -95,7 +103,7 @@ class CrossAttention(nn.Module):
         self.norm_student, self.norm_teacher = ChannelNorm(student), ChannelNorm(student)
         distinct = sorted(set(rates), reverse=True)
         self.groups = nn.ModuleList(
-            HeadGroup(student, heads // len(rates) * rates.count(rate), student // heads, rate, position)
+            HeadGroup(student, heads // len(rates) * rates.count(rate), student // heads, rate, position, locality)
             for rate in distinct
         )
         self.out = nn.Conv2d(student, student, 1)
@@ -112,6 +120,15 @@ class CrossAttention(nn.Module):
         # small learning rate could not follow: it speaks in units of the student's level.
         mixed = mixed * student.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         return student + mixed if self.residual else mixed
+
+
+def _placed(rows: Tensor, like: Tensor, place: nn.Linear | None, cell: int) -> Tensor:
+    """Queries or keys (B, N, C') with what their cells' places add; `cell` as in `sine_code`."""
+    if place is None:
+        return rows
+    code = sine_code(like.shape[2], like.shape[3], place.in_features, cell, like.device).to(place.weight.dtype)
+    with torch.autocast(like.device.type, enabled=False):
+        return rows.to(code.dtype) + place(_to_rows(code))
 
 
 def _to_rows(x: Tensor) -> Tensor:

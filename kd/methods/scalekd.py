@@ -9,7 +9,7 @@ Departures, by the names of our reference (A1.9). Fixed: V stands outside the so
 head (S4) and does not move it (S5); its output is in units of the student's level. By default, with a setting for the
 other reading: the student asks (S1); CSA has a residual, LayerNorm and a position code and starts as the student's own
 pyramid (S6); it learns from the first step on (S7), by AdamW, since Adam's coupled decay drives it back to the student;
-the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
+its attention starts local; the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,10 @@ class Csa:
     student the values."""
     residual: bool = True
     position: bool = True
-    """Add a sine code of the place to queries and keys."""
+    """Add projections of a sine code of the place to queries and keys."""
+    locality: float | None = 0.35
+    """Where the attention begins: at each cell's own place, so wide (standard deviation in cells of the gathered
+    grid); None: random projections, which see the whole image at once and need far longer to find the place."""
     zero_init: bool = True
     """W^O = 0 at first, so that the assistant starts as the student itself."""
     refresh: bool = True
@@ -90,6 +93,8 @@ class Csa:
             raise ValueError(
                 "csa.zero_init without csa.residual starts with an empty pyramid; set csa.zero_init to false too"
             )
+        if self.locality is not None and self.locality <= 0:
+            raise ValueError(f"csa.locality must be above 0, or null for random projections, got {self.locality}")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError(
                 f"csa.learning_rate must be > 0 and csa.weight_decay >= 0, got {self.learning_rate} and "
@@ -176,6 +181,7 @@ class Assistant(base.Assistant):
                 residual=config.csa.residual,
                 zero_init=config.csa.zero_init,
                 position=config.csa.position,
+                locality=config.csa.locality,
             )
             for stride in pair.student.strides
         )

@@ -168,7 +168,7 @@ def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
 @every_method
 def test_a_doubled_fcos_teaches_an_fcos(module: ModuleType) -> None:
     """The whole way with a real detector: features, alignment, assistant, losses, gradient to the backbone."""
-    student, teacher = (fcos.build(fcos.Config(width=width, head_depth=1, levels=(3, 4, 5, 6)), 3) for width in (8, 16))
+    student, teacher = (fcos.build(fcos.Config(width=w, head_depth=1, levels=(3, 4, 5, 6)), 3) for w in (32, 16))
     pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
     method = module.Loss(module.Config(), pair)
     batch = fake.batch(2, canvas=(64, 96))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_sharding.batch import Taps
 from kd.blocks.cross_attention import CrossAttention, Gather
+from kd.blocks.position import sine_code
 from kd.blocks.sdf import DecoupledError, DilatedBlock, ScaleDecoupled
 from kd.methods.base import Advice
 from kd.methods.scalekd import Assistant, Config, Csa, Loss, Sdf
@@ -28,7 +29,8 @@ def _one_thread_one_seed() -> None:
 def attention(
     student: int = 8, teacher: int = 8, heads: int = 2, rates: tuple[int, ...] = (2, 1), **wanted: Any
 ) -> CrossAttention:
-    settings: dict[str, Any] = {"roles": "eq", "residual": True, "zero_init": False, "position": True} | wanted
+    usual = {"roles": "eq", "residual": True, "zero_init": False, "position": True, "locality": None}
+    settings: dict[str, Any] = usual | wanted
     return CrossAttention(student, teacher, heads, rates, **settings)
 
 
@@ -94,10 +96,12 @@ def test_missing_advice_and_missing_c5_are_named() -> None:
         lambda: Csa(residual=False),
         lambda: Csa(learning_rate=0),
         lambda: Csa(rates=((0,),)),
+        lambda: Csa(locality=0),
+        lambda: Assistant(Config(csa=Csa(heads=4, rates=((1,),) * 4)), fake.pair()),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match=r"must be|csa\.zero_init"):
+    with pytest.raises(ValueError, match=r"must be|csa\.zero_init|at least 4 channels"):
         make()
 
 
@@ -237,7 +241,7 @@ def _head(group: Any, asks: Tensor, answers: Tensor, contents: Tensor) -> Tensor
     keys, values = group.gather(answers), group.gather(contents)
     height, width = keys.shape[-2:]
     cells = [(y, x) for y in range(height) for x in range(width)]
-    k = [group.key(keys[0, :, y, x] + _code(y, x, group.rate)) for y, x in cells]
+    k = [group.key(keys[0, :, y, x]) + group.key_place(_code(y, x, group.rate)) for y, x in cells]
     plain = {(y, x): group.value(values[0, :, y, x]) for y, x in cells}
     v = []
     for y, x in cells:
@@ -250,7 +254,7 @@ def _head(group: Any, asks: Tensor, answers: Tensor, contents: Tensor) -> Tensor
     found = []
     for y in range(asks.shape[2]):
         for x in range(asks.shape[3]):
-            q = group.query(asks[0, :, y, x] + _code(y, x, 1))
+            q = group.query(asks[0, :, y, x]) + group.query_place(_code(y, x, 1))
             scores = [math.exp((q @ key).item() / math.sqrt(len(q))) for key in k]
             found.append(sum((a / sum(scores) * value for a, value in zip(scores, v, strict=True)), start=0 * v[0]))
     return torch.stack(found)
@@ -293,7 +297,7 @@ def test_gathering_rounds_up_and_rate_one_is_the_identity() -> None:
 def test_settings_change_the_attention(changed: dict[str, Any]) -> None:
     student, teacher = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
     usual, other = attention(), attention(**changed)
-    other.load_state_dict(usual.state_dict())
+    other.load_state_dict(usual.state_dict(), strict="position" not in changed)
     assert not torch.allclose(usual(student, teacher), other(student, teacher), atol=1e-4)
     assert other(student, teacher).shape == student.shape
 
@@ -306,6 +310,24 @@ def test_without_a_code_moving_the_teachers_cells_moves_nothing_and_with_it_does
         level.get_submodule("groups.0.local").requires_grad_(False).weight.zero_()  # pyright: ignore
         same = torch.allclose(level(student, teacher), level(student, teacher.flip(3)), atol=1e-5)
         assert same is not position
+
+
+@pytest.mark.parametrize(("width", "heads", "rate"), [(256, 8, 1), (256, 8, 4), (32, 8, 1), (64, 2, 2)])
+def test_attention_begins_at_each_cells_own_place(width: int, heads: int, rate: int) -> None:
+    """Half of the weight lies on the key over the cell itself, or on it and the ones that it lies between."""
+    level = CrossAttention(
+        width, width, heads, (rate,), roles="eq", residual=True, zero_init=True, position=True, locality=0.35
+    )
+    group: Any = level.groups[0]
+    grid, keys = (sine_code(n, n, width, cell, torch.device("cpu")) for n, cell in ((24, 1), (24 // rate, rate)))
+    q, k = (
+        place(code.flatten(2).mT).unflatten(2, (heads, -1)).transpose(1, 2)
+        for place, code in ((group.query_place, grid), (group.key_place, keys))
+    )
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).unflatten(3, (24 // rate, 24 // rate))[0]
+    for y, x in ((0, 0), (13, 7), (23, 11)):
+        near = weights[:, y * 24 + x, max(0, y // rate - 1) : y // rate + 2, max(0, x // rate - 1) : x // rate + 2]
+        assert near.sum((1, 2)).min() > 0.5
 
 
 def test_one_step_teaches_every_part_of_the_assistant_and_leaves_the_head_alone() -> None:
