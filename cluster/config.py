@@ -2,7 +2,7 @@
 
 Every override, whether typed on the command line, drawn by Ray Tune or read back from MLflow, is a dotted key laid
 over the recipe before it is checked, so there is one grammar and one set of error messages. Importing this file
-imports every plug-in, and with them torch: a command imports it after its arguments are read.
+imports every plug-in, and with them torch: a command first checks the recipe with the needed `cluster.part` of it.
 """
 
 import hashlib
