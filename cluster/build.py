@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,6 +78,11 @@ def build_student(config: RunConfig, num_classes: int) -> Detector:
     """The student with its first weights: a function of recipe and seed, whatever else the run holds."""
     with _own_randomness(config.seed, "student"):
         return plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+
+
+def _new_student(config: RunConfig, num_classes: int) -> Detector:
+    """A detector of the student's make with random weights, drawn from the generator of the moment."""
+    return plugin("kd.detectors", config.student.name).build(config.student, num_classes, weights_follow=True)
 
 
 def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> LoadedTeacher:
@@ -177,6 +183,7 @@ def build_lessons(
             teacher=aligned_shapes(teacher.detector.shapes, student),
             world=world,
             accumulate=config.optim.accumulate,
+            detector=partial(_new_student, config, student.num_classes),
         )
         for method, settings in config.distill.items():
             name = method if len(teachers) == 1 else f"{teacher.config.name}/{method}"
