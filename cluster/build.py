@@ -14,6 +14,8 @@ from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
 from data_sharding.cache_key import CacheKey, library_versions
+from data_sharding.loader import order_of
+from data_sharding.order import Order
 from data_sharding.record import Category
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
@@ -72,6 +74,18 @@ def open_train(config: RunConfig) -> Split:
 def open_val(config: RunConfig) -> Split:
     """The validation images, each rendered once, at the student's resolution."""
     return open_split(config, "val", evaluation_views(config))
+
+
+def build_order(config: RunConfig, train: Split) -> Order:
+    """The sequence of global batches, whatever the number of workers."""
+    return order_of(
+        train.dataset,
+        train.views,
+        seed=config.seed,
+        batch=config.optim.batch,
+        window=config.order.window,
+        lanes=config.order.lanes,
+    )
 
 
 def build_student(config: RunConfig, num_classes: int) -> Detector:
