@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
 from data_sharding.cache_key import CacheKey, library_versions
+from data_sharding.loader import order_of
+from data_sharding.order import Order
 from data_sharding.record import Category
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
@@ -73,10 +76,27 @@ def open_val(config: RunConfig) -> Split:
     return open_split(config, "val", evaluation_views(config))
 
 
+def build_order(config: RunConfig, train: Split) -> Order:
+    """The sequence of global batches, whatever the number of workers."""
+    return order_of(
+        train.dataset,
+        train.views,
+        seed=config.seed,
+        batch=config.optim.batch,
+        window=config.order.window,
+        lanes=config.order.lanes,
+    )
+
+
 def build_student(config: RunConfig, num_classes: int) -> Detector:
     """The student with its first weights: a function of recipe and seed, whatever else the run holds."""
     with _own_randomness(config.seed, "student"):
         return plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+
+
+def _new_student(config: RunConfig, num_classes: int) -> Detector:
+    """A detector of the student's make with random weights, drawn from the generator of the moment."""
+    return plugin("kd.detectors", config.student.name).build(config.student, num_classes, weights_follow=True)
 
 
 def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> LoadedTeacher:
@@ -177,6 +197,7 @@ def build_lessons(
             teacher=aligned_shapes(teacher.detector.shapes, student),
             world=world,
             accumulate=config.optim.accumulate,
+            detector=partial(_new_student, config, student.num_classes),
         )
         for method, settings in config.distill.items():
             name = method if len(teachers) == 1 else f"{teacher.config.name}/{method}"

@@ -1,16 +1,17 @@
 """The frame of every `python -m cluster.<verb> RECIPE [key=value ...]`.
 
-Arguments are read before anything heavy is imported, so that `--help` and a mistyped path answer at once.
+Arguments and recipe are checked before anything heavy is imported: `--help`, `--show` and a mistake answer at once.
 """
 
 import argparse
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.grammar import REQUIRED, ConfigError, find, from_arguments, recipes
+from cluster.part import Part
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
@@ -73,6 +74,10 @@ def for_people(error: BaseException) -> bool:
 def _run(options: argparse.Namespace, act: Callable[["RunConfig"], None]) -> int:
     overrides = from_arguments(options.settings)
     path = find(options.recipe)
+    shown = _checked_alone(path, overrides)
+    if shown is not None and options.show:
+        sys.stdout.write(shown)
+        return 0
     from cluster.config import load, to_recipe
 
     config = load(path, overrides)
@@ -81,6 +86,18 @@ def _run(options: argparse.Namespace, act: Callable[["RunConfig"], None]) -> int
     else:
         act(config)
     return 0
+
+
+def _checked_alone(path: Path, overrides: Mapping[str, Any]) -> str | None:
+    """The recipe with all its settings, checked without importing what reads them; ConfigError for its mistakes."""
+    settings: Any = Part("cluster.config")
+    try:
+        return settings.to_recipe(settings.load(path, overrides))
+    except ConfigError:
+        raise
+    except Exception:
+        # Some plug-in's settings do not run without the rest of its file: seconds later, the whole import tells.
+        return None
 
 
 def _parser(verb: str, about: str) -> argparse.ArgumentParser:

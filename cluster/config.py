@@ -2,7 +2,7 @@
 
 Every override, whether typed on the command line, drawn by Ray Tune or read back from MLflow, is a dotted key laid
 over the recipe before it is checked, so there is one grammar and one set of error messages. Importing this file
-imports every plug-in, and with them torch: a command imports it after its arguments are read.
+imports every plug-in, and with them torch: a command first checks the recipe with the needed `cluster.part` of it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from cluster import mistakes
 from cluster.grammar import ConfigError, find, flatten, overlay, parse, to_text, to_value, write
-from cluster.sections import EvaluationConfig, ResourcesConfig, TeacherConfig
+from cluster.sections import EvaluationConfig, OrderConfig, ResourcesConfig, TeacherConfig
 from cluster.tracking import TrackingConfig
 from data_sharding.views import ViewConfig, evaluation
 from kd.methods.base import MethodConfig
@@ -55,6 +55,7 @@ class RunConfig:
     distill: MethodConfigs = field(default_factory=dict)
     """Method name -> its settings; empty: plain training."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -44,6 +44,8 @@ def contradictions(config: "RunConfig") -> list[str]:
             f"optim.batch: {optim.batch} images cannot be shared evenly by resources.workers={resources.workers} "
             f"x optim.accumulate={optim.accumulate}; take a multiple of {resources.workers * optim.accumulate}"
         )
+    if optim.batch % config.order.lanes:
+        lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
     if optim.warmup >= optim.steps:
         lines.append(f"optim.warmup: {optim.warmup} steps do not fit into optim.steps={optim.steps}")
     if optim.ema is not None and resources.zero == 3:

@@ -1,4 +1,4 @@
-"""The sections of a recipe that belong to the machines and not to a plug-in: teachers, evaluation, resources."""
+"""The sections of a recipe that belong to no plug-in: teachers, order, evaluation, resources."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,21 @@ class TeacherConfig:
             raise ValueError(f"min_ap is an AP in 0..100, got {self.min_ap}")
         if self.gate_images < 1:
             raise ValueError(f"gate_images must be >= 1, got {self.gate_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """In which order an epoch goes through the shards. It does not depend on the number of workers."""
+
+    window: int = 16
+    """Shards whose samples are shuffled together: more is closer to a uniform shuffle, and more files open at once."""
+    lanes: int = 1
+    """Equal parts of an epoch that are read side by side; divides `optim.batch`. With a multiple of the nodes, each
+    node reads its own part of the shards in an epoch instead of all."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.lanes < 1:
+            raise ValueError(f"window and lanes must be >= 1, got {self.window} and {self.lanes}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from cluster.grammar import ConfigError
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.tracking import RunHandle
-from data_sharding.loader import Loader, order_of
+from data_sharding.loader import Loader
 from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
 from kd.clock import Clock
@@ -147,7 +147,7 @@ class Worker:
         return Loader(
             self.train.dataset,
             self.train.views,
-            order_of(self.train.dataset, self.train.views, seed=self.config.seed, batch=self.config.optim.batch),
+            build.build_order(self.config, self.train),
             world=self.world,
             accumulate=self.config.optim.accumulate,
             factors=tuple(sorted(live)),

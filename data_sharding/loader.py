@@ -19,13 +19,15 @@ from data_sharding.world import World
 NO_CACHES: Mapping[str, TeacherCache] = MappingProxyType({})
 
 
-def order_of(dataset: PackedDataset, views: ViewTable, *, seed: int, batch: int, window: int = 16) -> Order:
+def order_of(
+    dataset: PackedDataset, views: ViewTable, *, seed: int, batch: int, window: int = 16, lanes: int = 1
+) -> Order:
     """The order of a run over a packed split: in epoch e each image is seen in view `view_of(its group, e, K)`."""
 
     def canvas_ids(epoch: int) -> np.ndarray:
         return views.canvas_ids(view_of(dataset.groups, epoch, views.config.count))
 
-    return Order(dataset.groups, canvas_ids, seed=seed, batch=batch, window=window)
+    return Order(dataset.groups, canvas_ids, seed=seed, batch=batch, window=window, lanes=lanes)
 
 
 class Loader(Iterator[tuple[Batch, ...]]):

@@ -47,8 +47,10 @@ def rank_slice(batch: int, world: World) -> slice:
 class Order:
     """The global batches of a run; every batch holds images of one canvas.
 
-    Shards are permuted, samples are shuffled within windows of shards and cut into batches per canvas; a canvas's short
-    last batch is completed from the start of its own order, so every image is seen at least once an epoch.
+    Shards are permuted and samples are shuffled within windows of shards: a line. Per canvas it is cut into `lanes`
+    equal parts, and a batch takes as many samples from each, lane after lane. Ranks take neighbouring parts of a batch,
+    so each reads the shards of its own lanes, a part of all. A canvas's short last batch is completed from the start
+    of its line, so every image is seen at least once an epoch.
     """
 
     def __init__(
@@ -59,15 +61,21 @@ class Order:
         seed: int,
         batch: int,
         window: int = 16,
+        lanes: int = 1,
     ) -> None:
-        """`groups`: (N,) shard number of each image. `canvas_ids(epoch)`: (N,) canvas number of each image then."""
+        """`groups`: (N,) shard number of each image. `canvas_ids(epoch)`: (N,) canvas number of each image then.
+
+        `window` and `lanes` are settings of the run, not of its machines: the sequence depends on them.
+        """
         if len(groups) == 0:
             raise ValueError("cannot order a data set without images")
         if batch < 1 or window < 1:
             raise ValueError(f"expected a global batch and a window of at least 1, got {batch} and {window}")
+        if lanes < 1 or batch % lanes:
+            raise ValueError(f"a global batch is shared evenly by the lanes: {lanes} lanes do not divide {batch}")
         self.groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
         self.canvas_ids = canvas_ids
-        self.seed, self.batch, self.window = seed, batch, window
+        self.seed, self.batch, self.window, self.lanes = seed, batch, window, lanes
         self._first_step = [0]
         self._last: tuple[int, np.ndarray] | None = None
 
@@ -120,11 +128,16 @@ class Order:
         steps = self._batches_per_canvas(canvases)
         samples = self._shuffled(epoch)
         of_sample = canvases[samples]
-        rows = [np.resize(samples[of_sample == c], (n, self.batch)) for c, n in enumerate(steps) if n]
+        rows = [self._batches(samples[of_sample == c], int(n)) for c, n in enumerate(steps) if n]
         # Only the turns of the canvases are drawn: each canvas keeps its own order, hence its windows of shards.
         turns = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         turns = turns[_permutation(generator(self.seed, "canvas turns", epoch), len(turns))]
         return np.concatenate(rows)[np.argsort(np.argsort(turns, kind="stable"), kind="stable")]
+
+    def _batches(self, line: np.ndarray, steps: int) -> np.ndarray:
+        """The line of one canvas, completed, as (steps, batch): each lane runs through its own stretch of it."""
+        by_lane = np.resize(line, (self.lanes, steps, self.batch // self.lanes))
+        return by_lane.swapaxes(0, 1).reshape(steps, self.batch)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         """All samples, shuffled within windows of permuted shards; the first window is shorter by chance."""

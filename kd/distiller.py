@@ -11,7 +11,7 @@ from data_sharding.batch import Batch, Outputs, Taps
 from kd.assistants import AssistantTrainer
 from kd.clock import Clock
 from kd.detectors.base import Detector
-from kd.methods.base import Advice, Method, MethodConfig
+from kd.methods.base import Advice, Assistant, Method, MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ class Distiller(nn.Module):
         advice: dict[str, Outputs] = {}
         for name, trainer in assistants.items():
             with moment.clock.section("assistant"):
-                loss, outputs = self._assist(name, trainer, taps, taught[self.lessons[name].teacher], batch, moment)
-            losses |= {f"assistant/{name}": loss} if loss is not None else {}
+                found, outputs = self._assist(name, trainer, taps, taught[self.lessons[name].teacher], batch, moment)
+            losses |= found
             advice |= {name: outputs} if outputs is not None else {}
         if moment.rehearsal:
             return losses
@@ -105,36 +105,42 @@ class Distiller(nn.Module):
 
     def _assist(
         self, name: str, trainer: AssistantTrainer, taps: Taps, taught: Taps, batch: Batch, moment: Moment
-    ) -> tuple[Tensor | None, Outputs | None]:
-        """Let one assistant learn from this micro-batch; its loss, and its advice where the method is on.
+    ) -> tuple[dict[str, Tensor], Outputs | None]:
+        """Let one assistant learn from this micro-batch; its losses, and its advice where the method is on.
 
         A refreshing assistant advises after its step: at once where the step has one micro-batch, else it learnt
         in the rehearsal. The others advise with the forward that they learn from and step with the last micro-batch.
         """
         on = self.lessons[name].strength(moment.progress) > 0
-        refresh = trainer.assistant.refresh
-        learns = moment.rehearsal == (refresh and not moment.single) and trainer.assistant.learns(on)
-        pyramid, taught_pyramid = taps.detach().pyramid, taught.detach().pyramid
-        loss = outputs = None
-        if learns:
+        assistant, refresh = trainer.assistant, trainer.assistant.refresh
+        asked = taps.detach().pyramid, taught.detach().pyramid
+        losses: dict[str, Tensor] = {}
+        pyramid, outputs = (), None
+        if assistant.learns(on) and moment.rehearsal == (refresh and not moment.single):
             with torch.enable_grad():
-                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
+                pyramid = assistant(*asked)
+                outputs = self._predict(assistant, pyramid, batch)
                 loss = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
             trainer.learn(loss)
             if moment.last:
                 trainer.step()
-        if moment.rehearsal or not on:
-            return (None if loss is None else loss.detach()), None
-        if refresh or outputs is None:
+            losses[f"assistant/{name}"] = loss.detach()
+        moves_head = assistant.moves_head and assistant.learns(on)
+        if moment.rehearsal or not (on or moves_head):
+            return losses, None
+        if refresh or moves_head or outputs is None:
             with torch.no_grad():
-                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
-        return (None if loss is None else loss.detach()), _detach(outputs)
+                pyramid = assistant(*asked) if refresh or outputs is None else tuple(x.detach() for x in pyramid)
+            with torch.set_grad_enabled(moves_head and torch.is_grad_enabled()):
+                outputs = self._predict(assistant, pyramid, batch)
+        if moves_head:
+            losses[f"kd/{name}/head"] = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
+        return losses, _detach(outputs) if on else None
 
-    def _through_head(
-        self, trainer: AssistantTrainer, pyramid: tuple[Tensor, ...], taught: tuple[Tensor, ...], batch: Batch
-    ) -> Outputs:
+    def _predict(self, assistant: Assistant, pyramid: tuple[Tensor, ...], batch: Batch) -> Outputs:
+        """What the head that answers for an assistant says of its pyramid."""
         with _statistics_kept(self.student):
-            return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry)
+            return assistant.predictor(self.student).predict(pyramid, batch.geometry)
 
 
 @contextmanager

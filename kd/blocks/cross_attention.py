@@ -90,7 +90,7 @@ class CrossAttention(nn.Module):
 
     def __init__(
         self, student: int, teacher: int, heads: int, rates: tuple[int, ...], *,
-        roles: Roles, residual: bool, zero_init: bool, position: bool, locality: float | None,
+        roles: Roles, residual: bool, zero_init: bool, position: bool, locality: float | None, norm: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if student % heads or heads % len(rates):
@@ -100,7 +100,7 @@ class CrossAttention(nn.Module):
             )
         self.roles, self.residual = roles, residual
         self.enter = nn.Identity() if student == teacher else nn.Conv2d(teacher, student, 1)
-        self.norm_student, self.norm_teacher = ChannelNorm(student), ChannelNorm(student)
+        self.norm_student, self.norm_teacher = (ChannelNorm(student) if norm else nn.Identity() for _ in range(2))
         distinct = sorted(set(rates), reverse=True)
         self.groups = nn.ModuleList(
             HeadGroup(student, heads // len(rates) * rates.count(rate), student // heads, rate, position, locality)

@@ -1,6 +1,7 @@
 """What every method file promises."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -58,6 +59,8 @@ class Pair:
     """For statistics over the whole global batch."""
     accumulate: int = 1
     """Micro-batches per step, for methods whose statistics cannot span them: they refuse."""
+    detector: Callable[[], Detector] | None = None
+    """Makes a new detector with the student's settings, for an assistant that wants a head of its own."""
 
 
 class Method(nn.Module, ABC):
@@ -87,11 +90,18 @@ class Assistant(nn.Module, ABC):
 
     refresh: bool
     """Whether the advice is computed again after the assistant's step (else the forward of the step is reused)."""
+    moves_head: bool = False
+    """Whether the detection loss of its pyramid moves the student's head as well: one more term of the student's loss,
+    in which the pyramid is a constant."""
 
     def learns(self, method_is_on: bool) -> bool:
         """Whether it learns in a step in which the method's losses do or do not reach the student: by default always,
         so that its advice is worth something when they begin (S7)."""
         return True
+
+    def predictor(self, student: Detector) -> Detector:
+        """Whose head turns its pyramid into outputs: by default the student's."""
+        return student
 
     @abstractmethod
     def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

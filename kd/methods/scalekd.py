@@ -5,9 +5,9 @@ several dilations (SDF, section 3.1), and its head matches the head's own answer
 cells have asked the teacher's (CSA, eqs. 3-6, an assistant), not the teacher's: eq. 7 without L_det. Reads the
 teacher's c5 and pyramid.
 
-Departures, by the names of our reference (A1.9). Fixed: V stands outside the softmax (S2); CSA shares the student's
-head (S4) and does not move it (S5); its output is in units of the student's level. By default, with a setting for the
-other reading: the student asks (S1); CSA has a residual, LayerNorm and a position code and starts as the student's own
+Departures, by the names of our reference (A1.9). Fixed: V stands outside the softmax (S2); CSA's output is in units of
+the student's level. By default, with a setting for the other reading: the student asks (S1); CSA shares the student's
+head (S4) and does not move it (S5); it has a residual, LayerNorm and a position code and starts as the student's own
 pyramid (S6); it learns from the first step on (S7), by AdamW, since Adam's coupled decay drives it back to the student;
 its attention starts local; the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
 """
@@ -23,6 +23,7 @@ from kd.blocks.adapt import same_levels
 from kd.blocks.cross_attention import CrossAttention, Roles
 from kd.blocks.divergence import share_of_mean
 from kd.blocks.sdf import DecoupledError, TeacherSide
+from kd.detectors.base import Detector
 from kd.methods import base
 from kd.methods.base import Advice, Method, MethodConfig, Pair
 
@@ -68,7 +69,13 @@ class Csa:
     roles: Roles = "eq"
     """`eq`: the student asks, the teacher holds keys and values; `text`: the teacher asks and holds the keys, the
     student the values."""
+    head: Literal["shared", "own"] = "shared"
+    """`shared`: the student's head answers for CSA too; `own`: a head of the same make, CSA's alone."""
+    moves_head: bool = False
+    """The detection loss of CSA's pyramid moves the shared head as well, as in LGD, by the student's optimizer."""
     residual: bool = True
+    norm: bool = True
+    """LayerNorm before the projections of both sides."""
     position: bool = True
     """Add projections of a sine code of the place to queries and keys."""
     locality: float | None = 0.35
@@ -89,6 +96,8 @@ class Csa:
     def __post_init__(self) -> None:
         if self.heads < 1 or not all(rates and min(rates) >= 1 for rates in self.rates):
             raise ValueError(f"csa.heads and csa.rates must be positive, got {self.heads} and {self.rates}")
+        if self.moves_head and self.head == "own":
+            raise ValueError("csa.moves_head must be false with csa.head 'own': the student's head is not CSA's then")
         if self.zero_init and not self.residual:
             raise ValueError(
                 "csa.zero_init without csa.residual starts with an empty pyramid; set csa.zero_init to false too"
@@ -125,8 +134,8 @@ class Config(MethodConfig):
 
     @property
     def assisted(self) -> bool:
-        """Without output losses nobody listens to the assistant."""
-        return self.beta != 0 or self.gamma != 0
+        """Without output losses nobody listens to the assistant, unless it moves the head itself."""
+        return self.beta != 0 or self.gamma != 0 or self.csa.moves_head
 
 
 class Loss(Method):
@@ -170,7 +179,8 @@ class Assistant(base.Assistant):
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         same_levels(pair.student.strides, pair.teacher.strides)
-        self.csa, self.refresh = config.csa, config.csa.refresh
+        self.csa, self.refresh, self.moves_head = config.csa, config.csa.refresh, config.csa.moves_head
+        self.head = _own_head(pair) if config.csa.head == "own" else None
         self.levels = nn.ModuleList(
             CrossAttention(
                 pair.student.pyramid_channels,
@@ -182,12 +192,16 @@ class Assistant(base.Assistant):
                 zero_init=config.csa.zero_init,
                 position=config.csa.position,
                 locality=config.csa.locality,
+                norm=config.csa.norm,
             )
             for stride in pair.student.strides
         )
 
     def learns(self, method_is_on: bool) -> bool:
         return method_is_on or self.csa.start == "always"
+
+    def predictor(self, student: Detector) -> Detector:
+        return student if self.head is None else self.head
 
     def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Per level (B, C_student, H, W) and (B, C_teacher, H, W) -> (B, C_student, H, W)."""
@@ -196,6 +210,16 @@ class Assistant(base.Assistant):
     def optimizer(self) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW if self.csa.decay == "decoupled" else torch.optim.Adam
         return kind(self.parameters(), self.csa.learning_rate, weight_decay=self.csa.weight_decay)
+
+
+def _own_head(pair: Pair) -> Detector:
+    """A new detector of which only what `predict` needs is left."""
+    if pair.detector is None:
+        raise ValueError("csa.head 'own' needs Pair.detector, which makes the detector whose head CSA takes")
+    detector = pair.detector()
+    for features in ("backbone", "fpn"):
+        setattr(detector, features, nn.Identity())
+    return detector
 
 
 def _rates(csa: Csa, stride: int) -> tuple[int, ...]:

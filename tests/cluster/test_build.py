@@ -86,6 +86,18 @@ def test_every_lesson_has_its_own_weights_whatever_was_drawn_before(tmp_path: Pa
         assert all(torch.equal(value, other[name]) for name, value in mine.state_dict().items())
 
 
+def test_an_assistant_may_have_a_head_of_the_students_make(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"), **{"distill.scalekd.csa.head": "own"})
+    train = packing.pack_splits(config)["train"]
+    student = build.build_student(config, 10)
+    teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
+    taught = build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu"))
+    own = taught.assistants["scalekd"].assistant.predictor(student)
+    assert own is not student
+    mine, its = ({n: p.shape for n, p in d.named_parameters() if n.startswith("head.")} for d in (own, student))
+    assert mine == its
+
+
 def test_the_cache_key_names_what_decides_its_bytes(tmp_path: Path) -> None:
     config = recipe(tmp_path, save_teacher(tmp_path / "weights"))
     packing.pack_splits(config)

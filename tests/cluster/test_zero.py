@@ -53,6 +53,8 @@ METHODS: dict[str, Mapping[str, MethodConfig]] = {
     "nothing": {},
     "scalekd": {"scalekd": scale_kd()},
     "scalekd without refresh": {"scalekd": scale_kd(refresh=False)},
+    "scalekd that moves the head": {"scalekd": scale_kd(moves_head=True)},
+    "scalekd with an own head": {"scalekd": scale_kd(head="own")},
     "fitnet": {"fitnet": fitnet.Config()},
     "cwd": {"cwd": cwd.Config()},
     "pkd": {"pkd": pkd.Config()},
@@ -174,6 +176,16 @@ def test_a_run_that_was_saved_and_loaded_is_the_run_undisturbed(
     assert torch.equal(rest.assistants[-1], whole.assistants[-1])
     assert runs.same(rest.average, whole.average)
     assert bool(whole.average) == (kind != 3)
+
+
+@pytest.mark.parametrize("name", ["scalekd that moves the head", "scalekd with an own head"])
+@pytest.mark.parametrize("kind", [0, 2, 3])
+def test_every_stage_reads_s4_and_s5_alike(kind: Kind, name: str, both: Both) -> None:
+    run = Run(kind=kind, distill=METHODS[name], optim=ADAMW, steps=2)
+    (mine, other), (plain, _) = both(run), both(replace(run, kind="plain"))
+    assert runs.gap(mine, plain) < 1e-5
+    assert torch.equal(mine.assistants[-1], other.assistants[-1]), "equal on every rank"
+    assert torch.equal(mine.assistants[1], plain.assistants[1])
 
 
 # ---- a frozen backbone

@@ -93,6 +93,20 @@ def test_ranks_and_accumulation_share_the_same_global_batch(
         assert sum((m.image_ids for m in micro), ()) == batch.image_ids
 
 
+def test_a_loader_goes_on_where_one_of_another_number_of_ranks_stopped(
+    dataset: PackedDataset, views: ViewTable
+) -> None:
+    """The same global batches, image by image and pixel by pixel, with the ranks changed at every step."""
+    order = order_of(dataset, views, seed=0, batch=4, window=2, lanes=2)
+    whole = [batch for (batch,) in steps(dataset, views, order, 6)]
+    for step, ranks in enumerate([4, 1, 2, 4, 2, 1]):
+        parts = [
+            steps(dataset, views, order, 1, world=World(rank=r, size=ranks), start_step=step) for r in range(ranks)
+        ]
+        assert torch.equal(torch.cat([batch.images for ((batch,),) in parts]), whole[step].images)
+        assert sum((batch.image_ids for ((batch,),) in parts), ()) == whole[step].image_ids
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(dataset: PackedDataset, views: ViewTable, order: Order) -> None:
     with pytest.raises(ValueError, match=r"batch of 4 images cannot be shared by 3 rank.* multiple of 3"):
         Loader(dataset, views, order, world=World(size=3))

@@ -37,16 +37,19 @@ SGD = OptimConfig(lr=1.0, momentum=0.0, weight_decay=0.0, steps=10, batch=IMAGES
 ADAMW = OptimConfig(optimizer="adamw", lr=1e-3, weight_decay=0.01, steps=10, batch=IMAGES, warmup=0, clip_norm=0.5)
 
 
-def scale_kd(*, weight: float = 0.5, refresh: bool = True, freeze: float = 0.0) -> scalekd.Config:
+def scale_kd(
+    *, weight: float = 0.5, refresh: bool = True, freeze: float = 0.0, start: float = 0.0,
+    head: Literal["shared", "own"] = "shared", moves_head: bool = False,
+) -> scalekd.Config:  # fmt: skip
     """ScaleKD with all three terms at `weight`, from the first step on."""
     return scalekd.Config(
-        start=0.0,
+        start=start,
         freeze=freeze,
         alpha=weight,
         beta=weight,
         gamma=weight,
         sdf=scalekd.Sdf(width=8, token_width=4),
-        csa=scalekd.Csa(heads=2, refresh=refresh, zero_init=False),
+        csa=scalekd.Csa(heads=2, refresh=refresh, zero_init=False, head=head, moves_head=moves_head),
     )
 
 
@@ -179,7 +182,10 @@ def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -
 
 def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, AssistantTrainer]:
     """The assistants of the run's methods, also where nobody listens to them."""
-    pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
+    pair = Pair(
+        student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate,
+        detector=lambda: detector(3, norm=run.norm),
+    )  # fmt: skip
     modules = {name: plugin("kd.methods", name) for name in run.distill}
     return {
         name: AssistantTrainer(module.Assistant(run.distill[name], pair), world)

@@ -163,3 +163,79 @@ def test_an_assistants_pyramid_does_not_move_the_heads_statistics() -> None:
     alone, advised = statistics(False), statistics(True)
     assert alone[-1] == len(runs.detector(0).shapes.strides), "the head ran once per level"
     assert all(torch.equal(a, b) for a, b in zip(alone, advised, strict=True))
+
+
+# ---- the other readings of S4 and S5
+
+
+def forward(run: Run, progress: float = 0.0) -> tuple[Distiller, dict[str, AssistantTrainer], dict[str, Tensor]]:
+    """One forward of a new run, in which the assistant learns."""
+    distiller, teacher, trainers, batch = prepared(runs.detector(0), run)
+    return distiller, trainers, distiller(batch, {"big": teacher(batch)}, trainers, Moment(progress=progress))
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_a_moving_head_gets_the_gradient_of_the_assistants_loss_and_nothing_else_does(refresh: bool) -> None:
+    """By hand: the detection loss of the head on the advised pyramid, which is a constant."""
+    run = Run(distill={"scalekd": scale_kd(refresh=refresh, moves_head=True)})
+    distiller, teacher, trainers, batch = prepared(runs.detector(0), run)
+    assistant = trainers["scalekd"].assistant
+    before = copy.deepcopy(assistant)
+    losses = distiller(batch, {"big": teacher(batch)}, trainers, Moment(progress=0.0))
+    losses["kd/scalekd/head"].backward()
+    moved = {name for name, p in distiller.student.named_parameters() if p.grad is not None}
+    student = runs.detector(0)
+    assert moved == {name for name, _ in student.named_parameters() if name.startswith("head.")}
+    assert all(p.grad is None for p in assistant.parameters())
+    with torch.no_grad():
+        taps = student.features(student.normalise(batch.images, batch.geometry))
+        pyramid = (assistant if refresh else before)(taps.pyramid, teacher(batch).pyramid)
+    loss = torch.stack(list(student.task_losses(student.predict(pyramid, batch.geometry), batch).values())).sum()
+    loss.backward()
+    torch.testing.assert_close(losses["kd/scalekd/head"], loss)
+    for name in moved:
+        torch.testing.assert_close(distiller.student.get_parameter(name).grad, student.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_moving_the_head_changes_neither_the_assistants_step_nor_its_advice(refresh: bool) -> None:
+    (_, mine, moving), (_, its, still) = (
+        forward(Run(distill={"scalekd": scale_kd(refresh=refresh, moves_head=moves)})) for moves in (True, False)
+    )
+    assert torch.equal(runs.weights(mine), runs.weights(its))
+    assert moving.keys() - still.keys() == {"kd/scalekd/head"}
+    assert all(torch.equal(moving[name], loss) for name, loss in still.items())
+
+
+def test_the_head_moves_while_the_method_is_off_and_the_assistant_learns() -> None:
+    """As in LGD, whose head learns from the assistant's pyramid from the first step on (S7)."""
+    _, _, losses = forward(Run(distill={"scalekd": scale_kd(start=0.5, moves_head=True)}))
+    assert losses["kd/scalekd/head"].requires_grad
+    assert "kd/scalekd/cls" not in losses
+
+
+def test_an_own_head_belongs_to_the_assistant_alone() -> None:
+    distiller, trainers, losses = forward(Run(distill={"scalekd": scale_kd(head="own")}))
+    assistant, fresh = trainers["scalekd"].assistant, runs.detector(3)
+    own = {name: p for name, p in assistant.named_parameters() if name.startswith("head.")}
+    expected = {f"head.{name}": p for name, p in fresh.named_parameters() if name.startswith("head.")}
+    assert own.keys() == expected.keys(), "neither backbone nor pyramid"
+    assert all(not torch.equal(p, expected[name]) for name, p in own.items()), "and it has stepped"
+    assert own.keys() <= assistant.state_dict().keys(), "and is kept in checkpoints"
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is None for p in own.values())
+    assert distiller.student.get_parameter("head.classification_head.cls_logits.weight").grad is not None
+
+
+def test_an_own_head_gives_the_advice() -> None:
+    run = Run(distill={"scalekd": scale_kd(head="own")})
+    distiller, teacher, trainers, batch = prepared(runs.detector(0), run)
+    losses = distiller(batch, {"big": teacher(batch)}, trainers, Moment(progress=0.0))
+    student, assistant = runs.detector(0), trainers["scalekd"].assistant
+    with torch.no_grad():
+        taps = student.features(student.normalise(batch.images, batch.geometry))
+        own = assistant.predictor(student)
+        assert own is not student
+        advice = own.predict(assistant(taps.pyramid, teacher(batch).pyramid), batch.geometry)
+        terms = student.distill_losses(student.predict(taps.pyramid, batch.geometry), advice, batch, "bounded")
+    assert torch.equal(losses["kd/scalekd/cls"], 0.5 * terms["cls"])

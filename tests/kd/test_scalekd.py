@@ -65,6 +65,7 @@ def test_terms_of_weight_zero_are_left_out() -> None:
     assert terms(beta=0.0, gamma=0.0) == {"feat"}
     assert not Config(beta=0.0, gamma=0.0).assisted
     assert Config(beta=0.0).assisted
+    assert Config(beta=0.0, gamma=0.0, csa=Csa(moves_head=True)).assisted, "it moves the head, whoever listens"
 
 
 def test_output_terms_are_the_weighted_distillation_losses_of_the_detector() -> None:
@@ -98,6 +99,7 @@ def test_missing_advice_and_missing_c5_are_named() -> None:
         lambda: Csa(rates=((0,),)),
         lambda: Csa(locality=0),
         lambda: Assistant(Config(csa=Csa(heads=4, rates=((1,),) * 4)), fake.pair()),
+        lambda: Csa(head="own", moves_head=True),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make: Callable[[], object]) -> None:
@@ -384,3 +386,18 @@ def test_without_gradient_only_coupled_decay_moves_the_assistant_at_its_learning
     optimizer.step()
     moved = max((p - b).abs().max().item() for p, b in zip(assistant.parameters(), before, strict=True))
     assert (moved > 1e-4) == shrinks
+
+
+def test_a_head_of_its_own_needs_someone_to_make_it() -> None:
+    with pytest.raises(ValueError, match=r"csa\.head 'own' needs Pair\.detector"):
+        Assistant(Config(csa=Csa(heads=2, head="own")), fake.pair())
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_normalising_is_a_setting(norm: bool) -> None:
+    """Without, a hundred times as large a teacher is asked and answers otherwise; with it, nothing changes."""
+    level = attention(norm=norm).double()
+    student, teacher = (torch.randn(1, 8, 4, 4, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        found, scaled = level(student, teacher), level(student, 100 * teacher)
+    assert torch.allclose(found, scaled, rtol=1e-3, atol=1e-3) == norm
