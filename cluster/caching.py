@@ -72,7 +72,7 @@ def _announce(
     needed = estimate_bytes(key, train.dataset, train.views)
     require_space(folder, needed)
     verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
-    count = len(train.dataset) * train.views.config.count
+    count = len(train.dataset) * train.views.count
     say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({key.codec}), in {folder}")
     say(verdict.sentence)
 

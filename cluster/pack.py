@@ -10,11 +10,14 @@ if TYPE_CHECKING:
 
 
 def act(config: "RunConfig") -> None:
-    """Pack both splits and print what they hold."""
-    from cluster.packing import pack_splits, summary
+    """Pack both splits and print what they hold, and what was wrong with them."""
+    from cluster.packing import irregular, pack_splits, summary
     from cluster.terminal import table
 
-    table("packed", summary(pack_splits(config)))
+    packed = pack_splits(config)
+    table("packed", summary(packed))
+    if found := irregular(packed):
+        table("wrong or irregular", found)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Pack the splits of a recipe's data set, unless they are packed already."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from cluster.build import split_folder
 from cluster.config import RunConfig
+from cluster.driver import say
 from cluster.terminal import progress
 from data_sharding.pack import pack
+from data_sharding.problems import REPORT, read_report
 from data_sharding.shards import PackedDataset
 from kd.plugins import plugin
 
@@ -14,13 +17,22 @@ SPLITS = ("train", "val")
 
 
 def pack_splits(config: RunConfig) -> dict[str, PackedDataset]:
-    """Pack or complete train and val, with a progress bar each; what is packed already is checked and opened."""
+    """Pack or complete train and val, with a progress bar each; what is packed already is checked and opened.
+
+    What was skipped is said in a line each time.
+    """
     module: Any = plugin("data_sharding.datasets", config.data.name)
     packed: dict[str, PackedDataset] = {}
     for split in SPLITS:
         folder = split_folder(config, split)
         with progress(f"pack {split}") as report:
             packed[split] = pack(config.data, module, split, folder, progress=report)
+        told = read_report(folder)
+        if told["images_skipped"] or told["annotations_skipped"]:
+            say(
+                f"pack {split}: {told['images_skipped']} image(s) and {told['annotations_skipped']} annotation(s) left "
+                f"out, listed in {folder / REPORT}"
+            )
     return packed
 
 
@@ -31,15 +43,39 @@ def size_of(dataset: PackedDataset) -> int:
 
 def summary(packed: dict[str, PackedDataset]) -> list[dict[str, object]]:
     """One row per split for the closing table."""
-    return [
-        {
-            "split": split,
-            "images": len(dataset),
-            "objects": sum(len(dataset.record(i).boxes) for i in range(len(dataset))),
-            "classes": len(dataset.categories),
-            "shards": len(dataset.shard_sizes),
-            "MB": size_of(dataset) / 1e6,
-            "folder": str(dataset.folder),
-        }
-        for split, dataset in packed.items()
-    ]
+    return [_row(split, dataset) for split, dataset in packed.items()]
+
+
+def irregular(packed: dict[str, PackedDataset]) -> list[dict[str, object]]:
+    """One row per kind of problem, for a table of its own: what was left out, what was only noted, and where each
+    one is listed."""
+    rows: list[dict[str, object]] = []
+    for split, dataset in packed.items():
+        problems = read_report(dataset.folder)["problems"]
+        kinds = Counter((p["kind"], p["costs"]) for p in problems)
+        rows += [
+            {
+                "found": kind,
+                "split": split,
+                "count": count,
+                "left out": "-" if costs == "nothing" else f"the {costs}",
+                "listed in": str(dataset.folder / REPORT),
+            }
+            for (kind, costs), count in kinds.items()
+        ]
+    return rows
+
+
+def _row(split: str, dataset: PackedDataset) -> dict[str, object]:
+    told = read_report(dataset.folder)
+    return {
+        "split": split,
+        "images": len(dataset),
+        "objects": sum(len(dataset.record(i).boxes) for i in range(len(dataset))),
+        "classes": len(dataset.categories),
+        "images left out": told["images_skipped"],
+        "labels left out": told["annotations_skipped"],
+        "shards": len(dataset.shard_sizes),
+        "MB": size_of(dataset) / 1e6,
+        "folder": str(dataset.folder),
+    }

@@ -27,7 +27,7 @@ def measured_break_even(
     config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path, needed: int
 ) -> BreakEven:
     """The formula of the cache with this machine's own figures: one teacher forward, one student step, one file."""
-    samples = len(train.dataset) * train.views.config.count
+    samples = len(train.dataset) * train.views.count
     count = min(key.batch, len(train.dataset))
     with Assembled(train, teacher.config.factor) as assembled:
         batch = assembled.batch(np.arange(count), 0, same_canvas=True)
@@ -44,7 +44,7 @@ def measured_break_even(
         write_bandwidth=write,
         gpus=1,
         epochs=epochs,
-        views=train.views.config.count,
+        views=train.views.count,
     )
 
 

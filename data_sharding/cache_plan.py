@@ -42,7 +42,7 @@ def plan(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> tuple[C
     sizes = [key.sample_bytes(canvas) for canvas in key.canvases]
     return tuple(
         s
-        for k in range(views.config.count)
+        for k in range(views.count)
         for s in _shards_of_view(key, k, dataset.groups, _canvases(views, dataset, k), sizes)
     )
 
@@ -50,7 +50,7 @@ def plan(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> tuple[C
 def estimate_bytes(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> int:
     """The size of the finished cache in bytes: all positions kept, Arrow's headers estimated."""
     sizes = np.array([key.sample_bytes(canvas) + ROW_OVERHEAD for canvas in key.canvases], np.int64)
-    return sum(int(sizes[_canvases(views, dataset, k)].sum()) for k in range(views.config.count))
+    return sum(int(sizes[_canvases(views, dataset, k)].sum()) for k in range(views.count))
 
 
 def require_matching(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> None:

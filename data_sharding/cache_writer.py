@@ -134,7 +134,7 @@ class CacheWriter:
         manifest: dict[str, Any] = {
             "uid": self.key.uid,
             "key": asdict(self.key),
-            "views": self.views.config.count,
+            "views": self.views.count,
             "images": len(self.dataset),
             "index": {"bytes": len(index), "xxh3_128": xxhash.xxh3_128(index).hexdigest()},
             "shards": [

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_sharding.jpeg_ends import shortened
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,6 +27,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to undo each EXIF orientation; 1 and anything unknown is upright."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""The orientations that exchange width and height."""
 
 
 def decode(data: bytes, name: str = "image") -> Tensor:
@@ -43,6 +47,26 @@ def decode(data: bytes, name: str = "image") -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def require_whole(data: bytes, name: str = "image") -> tuple[int, int]:
+    """Read the bytes of an image file to their end, as `decode` will; its upright (width, height).
+
+    A JPEG is turned into pixels at an eighth of the size only, and of plain ones just the ends are looked at.
+    Raises ValueError with `name` for bytes that `decode` would refuse.
+    """
+    try:
+        with Image.open(io.BytesIO(shortened(data) or data)) as image:
+            width, height = image.size
+            turned = _orientation(image) in _SIDEWAYS
+            if image.format == "JPEG":
+                image.draft("L", (1, 1))
+                image.load()
+            else:
+                _as_rgb(image)
+    except Exception as error:
+        raise ValueError(f"{name}: {len(data)} bytes that cannot be decoded as an image ({error})") from error
+    return (height, width) if turned else (width, height)
+
+
 def upright_size(source: bytes | Path, name: str = "image") -> tuple[int, int]:
     """(width, height) after the EXIF rotation, from the header alone where the format allows it.
 
@@ -51,7 +75,7 @@ def upright_size(source: bytes | Path, name: str = "image") -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
-            turned = _orientation(image) in (5, 6, 7, 8)
+            turned = _orientation(image) in _SIDEWAYS
     except Exception as error:
         raise ValueError(f"{name}: cannot be read as an image ({error})") from error
     return (height, width) if turned else (width, height)

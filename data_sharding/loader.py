@@ -25,7 +25,7 @@ def order_of(
     """The order of a run over a packed split: in epoch e each image is seen in view `view_of(its group, e, K)`."""
 
     def canvas_ids(epoch: int) -> np.ndarray:
-        return views.canvas_ids(view_of(dataset.groups, epoch, views.config.count))
+        return views.canvas_ids(view_of(dataset.groups, epoch, views.count))
 
     return Order(dataset.groups, canvas_ids, seed=seed, batch=batch, window=window, lanes=lanes)
 
@@ -101,7 +101,7 @@ class Loader(Iterator[tuple[Batch, ...]]):
     def _start(self, step: int) -> Callable[[], tuple[Batch, ...]]:
         epoch, row = self.order.global_batch(step)
         mine = self.order.rank_rows(row, self.world)
-        views = view_of(self.dataset.groups[mine], epoch, self.views.config.count)
+        views = view_of(self.dataset.groups[mine], epoch, self.views.count)
         ids = self.dataset.image_ids[mine]
         samples = [
             Sample(position=int(p), view=int(v), image_id=int(i)) for p, v, i in zip(mine, views, ids, strict=True)

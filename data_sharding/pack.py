@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,9 @@ import xxhash
 from data_sharding.datasets.base import DatasetPlugin, Source
 from data_sharding.files import write_atomically
 from data_sharding.keyed import uniforms
-from data_sharding.record import RECORD_VERSION, Category, Record
+from data_sharding.pack_reading import THREADS, RecordReader
+from data_sharding.problems import REPORT, BadImage, Problem, Problems, report
+from data_sharding.record import RECORD_VERSION, Category
 from data_sharding.record_codec import SCHEMA, encode
 from data_sharding.shards import FORMAT, INDEX, INDEX_SCHEMA, MANIFEST, PackedDataset, Shard, manifest_uid
 
@@ -41,18 +44,25 @@ def pack(
     """Write a split of a data set into `folder`, or complete or check what is there, and open it.
 
     `module` is the data set's plug-in; `progress` is told (images packed, images in all) after each image. A shard
-    holds whole records, at most `shard_bytes` of them unless one alone is larger.
+    holds whole records, at most `shard_bytes` of them unless one alone is larger. What was wrong and is left out, and
+    what was irregular, stands in `problems.json` beside the shards.
 
-    Raises ValueError where `folder` holds another data set, split or shard size, where the source changed since, or
-    where two records share an id; BlockingIOError where another process is packing into the same folder.
+    Raises ValueError where labels or images are unusable and `on_bad` is stop, once all were looked at; where `folder`
+    holds another data set, split or shard size, where the source changed since, or where two records share an id;
+    BlockingIOError where another process is packing into the same folder.
     """
     folder, source, categories = Path(folder), module.source(dataset_config, split), module.categories(dataset_config)
     (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _claim(folder, _plan(source, categories, split, shard_bytes))
         order = np.argsort(uniforms("pack", source.fingerprint, count=source.count), kind="stable")
-        receipts = _pack_shards(folder, source, order, shard_bytes, len(categories), progress)
-        _finish(folder, receipts, categories, split)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="pack") as pool:
+            try:
+                reader = RecordReader(source, order, len(categories), pool)
+                receipts = _pack_shards(folder, source, reader, shard_bytes, progress)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        _finish(folder, receipts, categories, split, source.problems)
     return PackedDataset.open(folder)
 
 
@@ -80,21 +90,30 @@ def _plan(source: Source, categories: Sequence[Category], split: str, shard_byte
         "fingerprint": source.fingerprint,
         "categories": [asdict(c) for c in categories],
         "shard_bytes": shard_bytes,
+        "on_bad": source.problems.on_bad,
     }
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or refuse a folder that was begun with another one; sweep up what a killed pack left."""
+    """Write the plan, or refuse a finished pack of another one; sweep up what a killed pack left.
+
+    A pack that never was finished is begun anew under another plan: nothing can have been computed from it, and
+    whoever puts a bad image right and starts again means just that.
+    """
     path = folder / PLAN
     if path.exists():
         begun = json.loads(path.read_bytes())
         differing = sorted(k for k in begun | plan if begun.get(k) != plan.get(k))
-        if differing:
+        if differing and (folder / MANIFEST).exists():
             told = "; ".join(f"{k} was {str(begun.get(k))[:80]}, is {str(plan.get(k))[:80]}" for k in differing)
             raise ValueError(
                 f"{folder} was packed from something else ({told}). Choose another folder, or delete this one to pack "
                 "anew; whatever was computed from it (views, teacher caches) is then void"
             )
+        if differing:
+            for begun_file in [*folder.glob(f"{RECEIPTS}/*.json"), *folder.glob("shard-*.arrow")]:
+                begun_file.unlink()
+            write_atomically(path, _as_json(plan))
     else:
         if list(folder.glob("shard-*")) or (folder / MANIFEST).exists():
             raise ValueError(f"{folder} holds shards but no {PLAN}; choose an empty folder, or delete this one")
@@ -106,9 +125,8 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
 def _pack_shards(
     folder: Path,
     source: Source,
-    order: np.ndarray,
+    reader: RecordReader,
     shard_bytes: int,
-    num_classes: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """Write the shards that are not there yet; the receipts of all of them, in order."""
@@ -120,8 +138,8 @@ def _pack_shards(
         if known is not None and _is_whole(folder / known["shard"]["name"], known["shard"]):
             receipt = known
         else:
-            records = _records(source, order, done, num_classes, progress)
-            content, receipt = _shard(records, shard_bytes, len(receipts))
+            reader.seek(done)
+            content, receipt = _shard(reader, shard_bytes, len(receipts), source, progress)
             if known is not None and known != receipt:
                 raise ValueError(
                     f"{folder / known['shard']['name']} is missing or damaged and cannot be made again: the image "
@@ -130,7 +148,7 @@ def _pack_shards(
             write_atomically(folder / receipt["shard"]["name"], memoryview(content))
             write_atomically(path, _as_json(receipt))
         receipts.append(receipt)
-        done += receipt["shard"]["rows"]
+        done += receipt["read"]
         if progress is not None:
             progress(done, source.count)
     return receipts
@@ -146,40 +164,50 @@ def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
     return digest.hexdigest() == shard["xxh3_128"]
 
 
-def _records(
-    source: Source, order: np.ndarray, start: int, num_classes: int, progress: Callable[[int, int], None] | None
-) -> Iterator[Record]:
-    for done, position in enumerate(order[start:].tolist(), start):
-        if progress is not None:
-            progress(done, source.count)
-        record = source.read(position)
-        if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < num_classes:
-            raise ValueError(f"{record.file_name}: labels {record.labels.tolist()} outside [0, {num_classes})")
-        yield record
-
-
-def _shard(records: Iterator[Record], shard_bytes: int, number: int) -> tuple[pa.Buffer, dict[str, Any]]:
-    """The bytes of one shard with as many of the next records as fit, and its receipt."""
+def _shard(
+    reader: RecordReader,
+    shard_bytes: int,
+    number: int,
+    source: Source,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[pa.Buffer, dict[str, Any]]:
+    """The bytes of one shard with as many of the next records as fit, and its receipt. What is skipped on the way to
+    the record that no longer fits belongs to this shard. Once an image stops the packing, the rest is only looked at,
+    and ValueError tells of all."""
     sink = pa.BufferOutputStream()
     rows: list[list[int]] = []
+    skipped = Problems(source.problems.source, source.problems.on_bad)
+    first = reader.at
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        for record in records:
-            batch = encode(record)
-            size = pa.ipc.get_record_batch_size(batch)
-            if rows and sink.tell() + size > shard_bytes:
-                break
-            writer.write_batch(batch)
-            message = batch.serialize()
-            where = [number, len(rows), sink.tell() - size, size, xxhash.xxh3_64_intdigest(message)]
-            rows.append([record.image_id, record.width, record.height, len(record.boxes), *where])
+        while (record := reader.peek()) is not None:
+            if progress is not None:
+                progress(reader.at, source.count)
+            if isinstance(record, BadImage):
+                skipped.image(record.kind, record.file, record.detail)
+            elif not skipped.stopping:
+                batch = encode(record)
+                size = pa.ipc.get_record_batch_size(batch)
+                if rows and sink.tell() + size > shard_bytes:
+                    break
+                writer.write_batch(batch)
+                message = batch.serialize()
+                where = [number, len(rows), sink.tell() - size, size, xxhash.xxh3_64_intdigest(message)]
+                rows.append([record.image_id, record.width, record.height, len(record.boxes), *where])
+            reader.take()
+    skipped.stop_if_any()
+    if not rows:
+        raise ValueError(f"{source.problems.source}: none of the {source.count} images can be decoded")
     content = sink.getvalue()
     digest = xxhash.xxh3_128_hexdigest(content)
     shard = Shard(f"shard-{number:05d}-{digest}.arrow", len(rows), content.size, digest)
-    return content, {"shard": asdict(shard), "rows": rows}
+    problems = [asdict(p) for p in skipped.found]
+    return content, {"shard": asdict(shard), "rows": rows, "read": reader.at - first, "problems": problems}
 
 
-def _finish(folder: Path, receipts: list[dict[str, Any]], categories: Sequence[Category], split: str) -> None:
-    """Index, then manifest; and away with shards that it does not name."""
+def _finish(
+    folder: Path, receipts: list[dict[str, Any]], categories: Sequence[Category], split: str, problems: Problems
+) -> None:
+    """Index and report, then manifest; and away with shards that it does not name."""
     columns = zip(*(row for receipt in receipts for row in receipt["rows"]), strict=True)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA)
     _refuse_shared_ids(table["image_id"].to_numpy(), folder)
@@ -197,7 +225,9 @@ def _finish(folder: Path, receipts: list[dict[str, Any]], categories: Sequence[C
         "shards": [receipt["shard"] for receipt in receipts],
     }
     manifest["uid"] = manifest_uid(manifest)
-    for name, content in ((INDEX, index), (MANIFEST, _as_json(manifest))):
+    found = problems.found + [Problem(**p) for receipt in receipts for p in receipt["problems"]]
+    files = ((INDEX, index), (REPORT, report(split, problems.on_bad, found)), (MANIFEST, _as_json(manifest)))
+    for name, content in files:
         write_atomically(folder / name, memoryview(content))
     named = {receipt["shard"]["name"] for receipt in receipts}
     for orphan in folder.glob("shard-*.arrow"):

@@ -46,7 +46,7 @@ class Record:
     crowd: np.ndarray = field(default_factory=lambda: _empty(0, dtype=np.bool_))
     """(N,) bool: a crowd (COCO `iscrowd`, OpenImages group-of): ignored in losses, matched by IoA in evaluation."""
     difficult: np.ndarray = field(default_factory=lambda: _empty(0, dtype=np.bool_))
-    """(N,) bool: Pascal VOC's flag."""
+    """(N,) bool: Pascal VOC's flag: ignored in losses, and in evaluation, where it is matched by IoU as any object."""
     ignore_regions: np.ndarray = field(default_factory=lambda: _empty(0, 4))
     """(R, 4) float32 boxes of no class, in which nothing counts (VisDrone class 0, HIT-UAV DontCare)."""
     segmentations: tuple[str, ...] = ()

@@ -81,15 +81,16 @@ def _flipped(boxes: Tensor, view: View) -> Tensor:
 def place_labels(record: Record, view: View, *, min_visible: float) -> tuple[Tensor, Tensor, Tensor]:
     """The objects of a view: boxes (N, 4) float32, labels (N,) int64, and ignored regions (R, 4) float32.
 
-    Wholly outside the crop: dropped. Crowds, objects of which less than `min_visible` is inside, and objects whose
-    visible part has a side below 1 px on the canvas (nothing there could be learnt, and a detector that finds one
-    should not be punished) become ignored regions.
+    Wholly outside the crop: dropped. Crowds, VOC's difficult objects (its evaluation counts them neither way), objects
+    of which less than `min_visible` is inside, and objects whose visible part has a side below 1 px on the canvas
+    (nothing there could be learnt, and a detector that finds one should not be punished) become ignored regions.
     """
     boxes, visible = place_boxes(record.boxes, view)
     regions, region_visible = place_boxes(record.ignore_regions, view)
     thin = (boxes[:, 2:] - boxes[:, :2]).amin(1) < 1 if len(boxes) else torch.zeros(0, dtype=torch.bool)
     seen = visible > 0
-    ignored = torch.from_numpy(np.array(record.crowd)) | (visible < min_visible) | thin
+    flagged = torch.from_numpy(np.array(record.crowd | record.difficult))
+    ignored = flagged | (visible < min_visible) | thin
     keep = seen & ~ignored
     labels = torch.from_numpy(np.array(record.labels))[keep]
     return boxes[keep], labels, torch.cat([boxes[seen & ignored], regions[region_visible > 0]])

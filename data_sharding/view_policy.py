@@ -5,13 +5,14 @@ is from then on a row of whole numbers that is only ever replayed.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from data_sharding.keyed import uniforms
+from data_sharding.tiles import Tiles, most_tiles, tile_crops
 
 CANVAS_STEP = 128
 _PHOTOMETRIC = ("photometric", "brightness", "contrast", "saturation", "hue")
@@ -23,11 +24,14 @@ class ViewConfig:
     """The recipe's `views`. The defaults with `count=1, flip=0` are the plain resize."""
 
     count: int = 1
-    """K: views per image. Views 0..K-1 stay what they are when K grows."""
+    """K: views per image; with `tiles`: per tile. Views 0..K-1 stay what they are when K grows."""
     crop: tuple[int, int] | None = None
     """(height, width) in source pixels of a crop at a random position; a smaller image is taken whole."""
     crop_on_object: float = 0.75
     """Chance that the crop is placed on an object (drawn evenly), where the image has any."""
+    tiles: Tiles | None = None
+    """Each view shows one tile instead of a crop: view k of an image shows its tile k mod (the number of its tiles),
+    so that an image has as many views as the split's most tiled image, and one with fewer tiles shows them in turn."""
     short_side: tuple[int, ...] | None = (800,)
     """Canvas pixels of the shorter side after the resize: one is drawn. None keeps the pixels as they are."""
     long_side: int = 1333
@@ -61,6 +65,7 @@ class ViewConfig:
         return [
             (self.count < 1, f"count must be at least 1, got {self.count}"),
             (self.crop is not None and min(self.crop) < 1, f"crop must be (height, width) above 0, got {self.crop}"),
+            (self.crop is not None and self.tiles is not None, "crop and tiles exclude each other; set one to null"),
             (
                 self.short_side is not None and (not self.short_side or min(self.short_side) < 1),
                 f"short_side must be pixels above 0, or null to keep the size, got {self.short_side}",
@@ -94,6 +99,8 @@ class ViewConfig:
 
 def _as_json(config: ViewConfig, without: Sequence[str]) -> str:
     kept = {name: value for name, value in asdict(config).items() if name not in without}
+    # Untiled views are drawn as they were before there were tiles.
+    kept = kept if config.tiles is not None else {name: value for name, value in kept.items() if name != "tiles"}
     return json.dumps(kept, sort_keys=True, separators=(",", ":"))
 
 
@@ -111,19 +118,27 @@ class View:
     """(height, width)."""
 
 
+def views_per_image(config: ViewConfig, sizes: Iterable[tuple[int, int]]) -> int:
+    """K of a split whose images have these (width, height)."""
+    return config.count if config.tiles is None else config.count * most_tiles(config.tiles, sizes)
+
+
 def evaluation(config: ViewConfig) -> ViewConfig:
     """The one plain view per image that a model trained on `config` is evaluated on: whole image, no flip, no jitter,
     the largest `short_side`.
 
-    Raises ValueError where crops are resized: the whole image's size at the same scale does not follow from `config`.
+    Raises ValueError where crops or tiles are resized: the whole image's size at the same scale does not follow from
+    `config`.
     """
-    if config.crop is not None and config.short_side is not None:
+    part = f"crops {config.crop}" if config.crop is not None else "tiles" if config.tiles is not None else ""
+    if part and config.short_side is not None:
         raise ValueError(
-            f"views: the evaluation view of crops {config.crop} resized to short_side {config.short_side} is not "
+            f"views: the evaluation view of {part} resized to short_side {config.short_side} is not "
             "determined; write the evaluation's views out, or set short_side to null"
         )
     short_side = None if config.short_side is None else (max(config.short_side),)
-    return replace(config, count=1, crop=None, short_side=short_side, scale=(1.0, 1.0), flip=0.0, photometric="none")
+    plain = replace(config, count=1, crop=None, tiles=None, short_side=short_side, scale=(1.0, 1.0))
+    return replace(plain, flip=0.0, photometric="none")
 
 
 def draw(
@@ -134,13 +149,18 @@ def draw(
     `boxes` (N, 4) in source pixels are the objects that crops are placed on; without a crop they do not matter.
     """
     u = uniforms("view", dataset_uid, image_id, index, config.policy, count=8)
-    crop = _crop(config, width, height, boxes, u[3:7])
+    crop = _crop(config, width, height, boxes, u[3:7], index)
     size = _resized(config, crop[2], crop[3], u[0], u[1])
     size, canvas = _fit(size, config.buckets)
     return View(index, crop, size, bool(u[2] < config.flip), canvas)
 
 
-def _crop(config: ViewConfig, width: int, height: int, boxes: np.ndarray, u: np.ndarray) -> tuple[int, int, int, int]:
+def _crop(
+    config: ViewConfig, width: int, height: int, boxes: np.ndarray, u: np.ndarray, index: int
+) -> tuple[int, int, int, int]:
+    if config.tiles is not None:
+        tiles = tile_crops(config.tiles, width, height)
+        return tiles[index % len(tiles)]
     if config.crop is None:
         return 0, 0, width, height
     crop_h, crop_w = min(config.crop[0], height), min(config.crop[1], width)

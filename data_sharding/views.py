@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_sharding.files import write_atomically
 from data_sharding.shards import PackedDataset
 from data_sharding.view_apply import photometric, place_boxes, place_labels, render, restore_boxes
-from data_sharding.view_policy import View, ViewConfig, draw, evaluation
+from data_sharding.view_policy import View, ViewConfig, draw, evaluation, views_per_image
 
 __all__ = [
     "View",
@@ -54,8 +54,13 @@ class ViewTable:
         return cls(config, *_read(path, dataset, config))
 
     def __len__(self) -> int:
-        """The number of images; each has `config.count` views."""
+        """The number of images; each has `count` views."""
         return self.rows.shape[1]
+
+    @property
+    def count(self) -> int:
+        """K: views per image, `config.count` unless images are tiled."""
+        return self.rows.shape[0]
 
     @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
@@ -79,14 +84,18 @@ def table_path(folder: Path, config: ViewConfig) -> Path:
     return folder / f"views-{hashlib.sha256(config.geometry.encode()).hexdigest()[:16]}.arrow"
 
 
+def _count(dataset: PackedDataset, config: ViewConfig) -> int:
+    return views_per_image(config, zip(dataset.widths.tolist(), dataset.heights.tolist(), strict=True))
+
+
 def _drawn(dataset: PackedDataset, config: ViewConfig) -> Iterator[tuple[int, ...]]:
-    for index in range(config.count):
+    for index in range(_count(dataset, config)):
         for i in range(len(dataset)):
             image_id, width, height = (int(x[i]) for x in (dataset.image_ids, dataset.widths, dataset.heights))
             boxes = np.zeros((0, 4), np.float32)
             if config.crop is not None:
                 record = dataset.record(i)
-                boxes = record.boxes[~record.crowd]
+                boxes = record.boxes[~(record.crowd | record.difficult)]
             view = draw(config, dataset.uid, image_id, width, height, boxes, index)
             yield (image_id, index, *view.crop, *view.size, int(view.flip), *view.canvas)
 
@@ -122,4 +131,4 @@ def _read(path: Path, dataset: PackedDataset, config: ViewConfig) -> tuple[str, 
             f"{path} holds views of data set {metadata['dataset'][:12]}, but the shards beside it are data set "
             f"{dataset.uid[:12]}; delete it to draw the views again"
         )
-    return metadata["uid"], rows.reshape(config.count, len(dataset), len(_COLUMNS))
+    return metadata["uid"], rows.reshape(_count(dataset, config), len(dataset), len(_COLUMNS))

@@ -1,161 +1,191 @@
 """Finds everything that is wrong with a COCO JSON file, before any of it is used."""
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable
-from numbers import Real
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_sharding.images import upright_size
+from data_sharding.datasets._boxes import CLIPPED, box_problem, number, reaches_out
+from data_sharding.datasets._image_files import look_at
+from data_sharding.problems import Problems
 
 _LISTS = ("images", "annotations", "categories")
-_FIRST = 10
+_LARGEST = 2**63 - 1
+_CONVERT = (
+    "; `annotation` in the singular is HIT-UAV's native layout. Rewrite it once:\n"
+    "  python -c \"import json, sys; d = json.load(open(sys.argv[1])); d['annotations'] = d.pop('annotation'); "
+    "[i.update(file_name=i.pop('filename')) for i in d['images']]; json.dump(d, open(sys.argv[2], 'w'))\" "
+    "{path} instances.json\nand give instances.json as annotations, with ignore_categories=[DontCare]"
+)
+
+Entry = dict[str, Any]
 
 
-class Problems:
-    """What is wrong, by kind, told all at once."""
+@dataclass(frozen=True, kw_only=True)
+class Usable:
+    """What is left of a file when everything unusable is out."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.places: dict[str, list[str]] = {}
-        """Kind of problem -> where it was found."""
-
-    def add(self, kind: str, image: object, annotation: object = None) -> None:
-        """Note one problem of an image file or, with an id, of one of its annotations."""
-        place = f"{image}" if annotation is None else f"{image} annotation {annotation}"
-        self.places.setdefault(kind, []).append(place)
-
-    def stop_if_any(self) -> None:
-        """Raise one ValueError that counts every kind and names the first ten places."""
-        if not self.places:
-            return
-        counts = "; ".join(f"{len(places)} x {kind}" for kind, places in self.places.items())
-        named = [f"{place}: {kind}" for kind, places in self.places.items() for place in places][:_FIRST]
-        total = sum(len(places) for places in self.places.values())
-        more = f"\n  and {total - _FIRST} more" if total > _FIRST else ""
-        raise ValueError(f"{self.path} cannot be used: {counts}\n  " + "\n  ".join(named) + more)
+    images: list[Entry]
+    """In the file's order."""
+    sizes: list[int]
+    """Bytes of each image file."""
+    annotations: dict[int, list[Entry]]
+    """Image id -> its annotations, in the file's order."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a COCO file whose images, annotations and categories have the fields that COCO gives them.
+def read_json(path: Path) -> dict[str, list[Any]]:
+    """The lists images, annotations and categories of a COCO file; only the categories are checked.
 
-    Raises ValueError for anything that is not COCO's layout, FileNotFoundError where there is no file.
+    Raises ValueError where there is no file, for anything that is not COCO's layout, and for categories that are not
+    clear.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"annotations {path}: no such file")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"annotations {path}: no such file, or not readable ({type(error).__name__})") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     found = sorted(content) if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
+        hint = _CONVERT.replace("{path}", str(path)) if "annotation" in found else ""
         raise ValueError(
-            f"{path} is not COCO: expected an object with the lists {', '.join(_LISTS)}, found {found}"
-            + ("; `annotation` in the singular is HIT-UAV's native layout: convert it" if "annotation" in found else "")
+            f"{path} is not COCO: expected an object with the lists {', '.join(_LISTS)}, found {str(found)[:200]}{hint}"
         )
     problems = Problems(path)
-    _check_fields(content, problems)
+    _check_categories(content["categories"], problems)
     problems.stop_if_any()
-    return content
+    return {name: content[name] for name in _LISTS}
 
 
-def _check_fields(content: dict[str, Any], problems: Problems) -> None:
-    wanted: dict[str, dict[str, type]] = {
-        "images": {"id": int, "file_name": str, "width": int, "height": int},
-        "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-        "categories": {"id": int, "name": str},
-    }
-    for name, fields in wanted.items():
-        for position, entry in enumerate(content[name]):
-            wrong = [f for f, t in fields.items() if not (isinstance(entry, dict) and isinstance(entry.get(f), t))]
-            if wrong:
-                problems.add(f"{name} entry without a valid {', '.join(wrong)}", f"{name}[{position}]")
+def check(content: dict[str, list[Any]], folder: Path, problems: Problems) -> Usable:
+    """Note everything that makes images and annotations unusable; what is left without them."""
+    named = [e for i, e in enumerate(content["images"]) if _is_image(e, i, problems)]
+    single = _without_repeats(named, problems)
+    looked = [(e, look_at(folder, e["file_name"], problems, (e["width"], e["height"]))) for e in single]
+    images = [e for e, found in looked if found is not None]
+    usable = Usable(
+        images=images,
+        sizes=[found[2] for _, found in looked if found is not None],
+        annotations={image["id"]: [] for image in images},
+    )
+    if not usable.images:
+        some = "usable " if content["images"] else ""
+        problems.split(f"split without {some}images", Path(problems.source).name)
+    _check_annotations(content, usable, problems)
+    return usable
 
 
-def check(content: dict[str, Any], folder: Path, problems: Problems) -> list[int]:
-    """Note everything that makes the content unusable; the size in bytes of each image file, 0 where it is missing."""
-    if not content["images"]:
-        problems.add("split without images", problems.path.name)
-    _check_ids(content, problems)
-    sizes = [_check_image(image, folder, problems) for image in content["images"]]
-    images = {image["id"]: image for image in content["images"]}
-    known = {c["id"] for c in content["categories"]}
-    points = Counter(_num_keypoints(a) for a in content["annotations"] if "keypoints" in a)
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            problems.add("unknown image id", f"image id {annotation['image_id']}", annotation["id"])
-            continue
-        for kind in _annotation_problems(annotation, image, known, points):
-            problems.add(kind, image["file_name"], annotation["id"])
-    return sizes
+def _check_categories(categories: Sequence[Any], problems: Problems) -> None:
+    for position, entry in enumerate(categories):
+        if wrong := _wrong_fields(entry, {"id": int, "name": str}):
+            problems.split(f"categories entry without a valid {wrong}", f"categories[{position}]")
+    for field in ("id", "name"):
+        known = [e[field] for e in categories if isinstance(e, dict) and isinstance(e.get(field), int | str)]
+        for repeated in _repeated(known):
+            kind = "duplicate id in categories" if field == "id" else "duplicate category name"
+            problems.split(kind, f"id {repeated}" if field == "id" else repeated)
 
 
-def _check_ids(content: dict[str, Any], problems: Problems) -> None:
-    for name in _LISTS:
-        for repeated in _repeated(entry["id"] for entry in content[name]):
-            problems.add(f"duplicate id in {name}", f"id {repeated}")
-    for repeated in _repeated(c["name"] for c in content["categories"]):
-        problems.add("duplicate category name", repeated)
+def _wrong_fields(entry: Any, fields: dict[str, type]) -> str:
+    """The fields that an entry lacks, or that hold something else than asked."""
+
+    def right(name: str, kind: type) -> bool:
+        value = entry.get(name)
+        return isinstance(value, kind) and (kind is not int or (type(value) is int and -_LARGEST <= value <= _LARGEST))
+
+    return ", ".join(f for f, t in fields.items() if not (isinstance(entry, dict) and right(f, t)))
+
+
+def _is_image(entry: Any, position: int, problems: Problems) -> bool:
+    wrong = _wrong_fields(entry, {"id": int, "file_name": str, "width": int, "height": int})
+    if wrong:
+        problems.image(f"images entry without a valid {wrong}", f"images[{position}]")
+    elif entry["id"] < 0:
+        problems.image("negative image id", entry["file_name"], f"id {entry['id']}")
+    return not wrong and entry["id"] >= 0
+
+
+def _without_repeats(images: list[Entry], problems: Problems) -> list[Entry]:
+    """The images that have an id and a file of their own. Of entries that are equal one stays; of different ones with
+    one id none, for nobody can tell whose the annotations are; of different ids with one file the first."""
+    first: dict[int, Entry] = {}
+    differing = {e["id"] for e in images if first.setdefault(e["id"], e) != e}
+    kept: dict[int, Entry] = {}
+    files: set[PurePosixPath] = set()
+    for image in images:
+        number, name, file = image["id"], image["file_name"], PurePosixPath(image["file_name"])
+        if number in differing or number in kept:
+            problems.image("duplicate id in images", name, f"id {number}")
+        elif file in files:
+            problems.image("two images of one name", name, f"id {number}")
+        else:
+            kept[number] = image
+            files.add(file)
+    return list(kept.values())
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _check_image(image: dict[str, Any], folder: Path, problems: Problems) -> int:
-    name = image["file_name"]
-    paths = (PurePosixPath(name), PureWindowsPath(name))
-    if any(p.is_absolute() or p.drive or ".." in p.parts for p in paths):
-        problems.add("file name that leaves the image folder", name)
-        return 0
-    path = folder / name
-    if not path.is_file():
-        problems.add(f"missing image file in {folder}", name)
-        return 0
-    try:
-        size = upright_size(path, name)
-    except ValueError:
-        problems.add("image file that cannot be read", name)
-        return 0
-    if size != (image["width"], image["height"]):
-        problems.add("image of another size than its label says", f"{name} ({size[0]} x {size[1]} px upright)")
-    return path.stat().st_size
+def _check_annotations(content: dict[str, list[Any]], usable: Usable, problems: Problems) -> None:
+    by_id = {image["id"]: image for image in usable.images}
+    left_out = {e["id"] for e in content["images"] if isinstance(e, dict) and type(e.get("id")) is int} - by_id.keys()
+    known = {c["id"] for c in content["categories"]}
+    points = _usual_keypoints(content["annotations"])
+    seen: set[int] = set()
+    for position, entry in enumerate(content["annotations"]):
+        wrong = _wrong_fields(entry, {"id": int, "image_id": int, "category_id": int, "bbox": list})
+        if wrong:
+            problems.annotation(f"annotations entry without a valid {wrong}", f"annotations[{position}]", "")
+            continue
+        if entry["image_id"] in left_out:
+            continue  # its image is in the list of problems, with everything on it
+        image = by_id.get(entry["image_id"])
+        if image is None:
+            problems.annotation("unknown image id", f"image id {entry['image_id']}", entry["id"])
+            continue
+        kinds = _annotation_problems(entry, image, known, points)
+        kinds += ["duplicate id in annotations"] if entry["id"] in seen and not kinds else []
+        for kind in kinds:
+            problems.annotation(kind, image["file_name"], entry["id"])
+        if not kinds:
+            seen.add(entry["id"])
+            usable.annotations[image["id"]].append(entry)
+            if reaches_out(corners(entry["bbox"]), image["width"], image["height"]):
+                problems.note(CLIPPED, image["file_name"], entry["id"])
 
 
-def _num_keypoints(annotation: dict[str, Any]) -> int:
-    return len(annotation["keypoints"]) if isinstance(annotation["keypoints"], list) else -1
+def corners(box: Sequence[Any]) -> list[float]:
+    """COCO's x y width height as x1 y1 x2 y2; NaN where there are no numbers."""
+    if len(box) != 4:
+        return []
+    x, y, width, height = map(number, box)
+    return [x, y, x + width, y + height]
 
 
-def _annotation_problems(
-    annotation: dict[str, Any], image: dict[str, Any], categories: set[int], points: Counter[int]
-) -> list[str]:
-    found = [_box_problem(annotation["bbox"], image["width"], image["height"])]
+def _usual_keypoints(annotations: Sequence[Any]) -> int:
+    """How many numbers the key points of most annotations have."""
+    given = [len(a["keypoints"]) for a in annotations if isinstance(a, dict) and isinstance(a.get("keypoints"), list)]
+    return Counter(given).most_common(1)[0][0] if given else 0
+
+
+def _annotation_problems(annotation: Entry, image: Entry, categories: set[int], points: int) -> list[str]:
+    found = [box_problem(corners(annotation["bbox"]), image["width"], image["height"])]
     if annotation["category_id"] not in categories:
         found.append("unknown category id")
-    if not _finite([annotation.get("area", 0)]):
-        found.append("area that is not a number")
+    if not number(annotation.get("area", 0)) >= 0:
+        found.append("area that is not a number of at least 0")
+    found += [f"{flag} that is neither 0 nor 1" for flag in ("iscrowd", "ignore") if not _is_flag(annotation, flag)]
     if "keypoints" in annotation:
-        count = _num_keypoints(annotation)
-        whole = count > 0 and count % 3 == 0 and len(points) == 1
-        found.append(None if whole and _finite(annotation["keypoints"]) else "unusable keypoints")
-    return [kind for kind in found if kind is not None]
+        given = annotation["keypoints"]
+        whole = isinstance(given, list) and points > 0 and points % 3 == 0 and len(given) == points
+        found.append("" if whole and all(number(v) == number(v) for v in given) else "unusable keypoints")
+    return [kind for kind in found if kind]
 
 
-def _box_problem(box: list[Any], width: int, height: int) -> str | None:
-    if len(box) != 4 or not _finite(box):
-        return "box that is not four finite numbers"
-    x, y, w, h = box
-    if w < 0 or h < 0:
-        return "reversed box (negative width or height)"
-    if w == 0 or h == 0:
-        return "box without area"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "box outside the image"
-    return None
-
-
-def _finite(values: list[Any]) -> bool:
-    return all(isinstance(v, Real) and math.isfinite(v) for v in values)
+def _is_flag(annotation: Entry, name: str) -> bool:
+    value = annotation.get(name, 0)
+    return isinstance(value, int) and value in (0, 1)

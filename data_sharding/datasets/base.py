@@ -1,15 +1,18 @@
 """What a data set plug-in offers.
 
-A file `datasets/<name>.py` holds `Config` (a frozen keyword-only dataclass with `name: Literal["<name>"]`),
-`categories(config) -> tuple[Category, ...]`, `source(config, split) -> Source` and
+A file `datasets/<name>.py` holds `Config` (a frozen keyword-only dataclass with `name: Literal["<name>"]` and, where
+labels come from files, `on_bad`), `categories(config) -> tuple[Category, ...]`, `source(config, split) -> Source` and
 `records(config, split) -> Iterator[Record]`, which reads the source from the first record to the last.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from data_sharding.problems import BadImage, Problems
 from data_sharding.record import Category, Record
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +24,19 @@ class Source:
     """SHA-256 of everything that decides the records, as far as it is known without reading the images: settings and
     label content, never where the files lie."""
     read: Callable[[int], Record]
-    """The record at a position in [0, count)."""
+    """The record at a position in [0, count), from any thread; BadImage where its pixels cannot be used."""
+    problems: Problems = field(default_factory=lambda: Problems("the data set"))
+    """What was wrong with the labels and is left out already, and what to do about the images' own problems."""
 
     def __iter__(self) -> Iterator[Record]:
-        return (self.read(position) for position in range(self.count))
+        for position in range(self.count):
+            try:
+                record = self.read(position)
+            except BadImage:
+                if self.problems.on_bad == "stop":
+                    raise
+                continue
+            yield record
 
 
 class DatasetPlugin(Protocol):
@@ -33,3 +45,16 @@ class DatasetPlugin(Protocol):
     def categories(self, config: Any, /) -> tuple[Category, ...]: ...
 
     def source(self, config: Any, split: str, /) -> Source: ...
+
+
+def configured(config: object) -> list[str]:
+    """The splits that a plug-in's Config names."""
+    return [split for split in SPLITS if getattr(config, split)]
+
+
+def split_of(config: Any, split: str) -> Any:
+    """What a plug-in's Config says of a split. Raises ValueError where it says nothing."""
+    if split not in configured(config):
+        told = ", ".join(configured(config)) or "none"
+        raise ValueError(f"data set {config.name} has no split {split!r}; configured: {told}")
+    return getattr(config, split)

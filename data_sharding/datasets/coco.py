@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_sharding.datasets._coco_check import Problems, check, read_json
-from data_sharding.datasets.base import Source
+from data_sharding.datasets._boxes import clip
+from data_sharding.datasets._coco_check import Usable, check, corners, read_json
+from data_sharding.datasets._image_files import read_image
+from data_sharding.datasets.base import SPLITS, Source, configured, split_of
+from data_sharding.problems import OnBad, Problems
 from data_sharding.record import Category, Record
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Config:
     test: Split | None = None
     ignore_categories: tuple[str, ...] = ()
     """Categories that are no classes: their boxes become ignored regions (HIT-UAV: DontCare)."""
+    on_bad: OnBad = "stop"
+    """What to do about unusable images and annotations: stop and tell them all, or skip them and write a report."""
 
 
 def categories(config: Config) -> tuple[Category, ...]:
@@ -48,10 +51,10 @@ def categories(config: Config) -> tuple[Category, ...]:
 
     Raises ValueError where no split is configured, the file is not COCO, or an ignored category is not in it.
     """
-    configured = _configured(config)
-    if not configured:
+    splits = configured(config)
+    if not splits:
         raise ValueError(f"data set coco: none of {', '.join(SPLITS)} is set; set at least one")
-    path = getattr(config, configured[0]).annotations
+    path = getattr(config, splits[0]).annotations
     return _classes(config, read_json(path), path)
 
 
@@ -59,38 +62,30 @@ def source(config: Config, split: str) -> Source:
     """Read and check the labels of a split.
 
     Raises ValueError where the split is not configured or empty and, in one message for the whole split, for every
-    kind of unusable content with its count and the first ten places.
+    kind of unusable content with its count and the first ten places, unless `on_bad` is skip.
     """
-    where = getattr(config, split, None) if split in SPLITS else None
-    if where is None:
-        told = ", ".join(_configured(config)) or "none"
-        raise ValueError(f"data set coco has no split {split!r}; configured: {told}")
+    where: Split = split_of(config, split)
     content = read_json(where.annotations)
     classes = _classes(config, content, where.annotations)
-    if split != _configured(config)[0] and classes != categories(config):
+    if split != configured(config)[0] and classes != categories(config):
         raise ValueError(f"{where.annotations} names other categories than the first split: {classes}")
-    problems = Problems(where.annotations)
-    sizes = check(content, where.images, problems)
+    problems = Problems(where.annotations, config.on_bad)
+    usable = check(content, where.images, problems)
     problems.stop_if_any()
-    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
     labels = {c.id: label for label, c in enumerate(classes)}
+    kept = [a for annotations in usable.annotations.values() for a in annotations]
     shape = _Shape(
-        segmentations=any(a.get("segmentation") for a in content["annotations"]),
-        keypoints=max((len(a["keypoints"]) // 3 for a in content["annotations"] if "keypoints" in a), default=None),
+        segmentations=any(a.get("segmentation") for a in kept),
+        keypoints=max((len(a["keypoints"]) // 3 for a in kept if "keypoints" in a), default=None),
     )
-    read = partial(_read, content["images"], by_image, labels, shape, where.images)
-    return Source(count=len(sizes), fingerprint=_fingerprint(config, content, sizes), read=read)
+    read = partial(_read, usable, labels, shape, where.images)
+    fingerprint = _fingerprint(config, usable, content["categories"])
+    return Source(count=len(usable.images), fingerprint=fingerprint, read=read, problems=problems)
 
 
 def records(config: Config, split: str) -> Iterator[Record]:
     """Every image of a split, in the file's order; also those without objects."""
     return iter(source(config, split))
-
-
-def _configured(config: Config) -> list[str]:
-    return [split for split in SPLITS if getattr(config, split) is not None]
 
 
 @dataclass(frozen=True)
@@ -106,30 +101,26 @@ def _classes(config: Config, content: dict[str, Any], path: Path) -> tuple[Categ
     missing = set(config.ignore_categories) - named
     if missing:
         raise ValueError(f"ignore_categories {sorted(missing)}: not in {path}, which has {sorted(named)}")
-    kept = (c for c in content["categories"] if c["name"] not in config.ignore_categories)
+    kept = [c for c in content["categories"] if c["name"] not in config.ignore_categories]
+    if not kept:
+        raise ValueError(f"{path} has no category that is a class; its categories are {sorted(named)}")
     return tuple(sorted((Category(c["id"], c["name"]) for c in kept), key=lambda c: c.id))
 
 
-def _fingerprint(config: Config, content: dict[str, Any], sizes: list[int]) -> str:
-    told = [sorted(config.ignore_categories), content["images"], content["annotations"], content["categories"], sizes]
+def _fingerprint(config: Config, usable: Usable, classes: list[Any]) -> str:
+    annotations = list(usable.annotations.items())
+    told = [sorted(config.ignore_categories), usable.images, annotations, classes, usable.sizes]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _read(
-    images: list[dict[str, Any]],
-    by_image: dict[int, list[dict[str, Any]]],
-    labels: dict[int, int],
-    shape: _Shape,
-    folder: Path,
-    position: int,
-) -> Record:
-    image = images[position]
+def _read(usable: Usable, labels: dict[int, int], shape: _Shape, folder: Path, position: int) -> Record:
+    image = usable.images[position]
     width, height = image["width"], image["height"]
-    annotations = by_image[image["id"]]
+    annotations = usable.annotations[image["id"]]
     ignored = [bool(a.get("ignore")) or a["category_id"] not in labels for a in annotations]
     objects = [a for a, skip in zip(annotations, ignored, strict=True) if not skip]
     regions = [a for a, skip in zip(annotations, ignored, strict=True) if skip]
-    boxes = clipped(objects, width, height)
+    boxes = _boxes(objects, width, height)
     own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     areas = [a.get("area", area) for a, area in zip(objects, own.tolist(), strict=True)]
     return Record(
@@ -137,24 +128,21 @@ def _read(
         file_name=image["file_name"],
         width=width,
         height=height,
-        image=(folder / image["file_name"]).read_bytes(),
+        image=read_image(folder, image["file_name"], (width, height)),
         boxes=boxes,
         labels=np.array([labels[a["category_id"]] for a in objects], np.int64),
         annotation_ids=np.array([a["id"] for a in objects], np.int64),
         areas=np.array(areas, np.float32),
         crowd=np.array([bool(a.get("iscrowd")) for a in objects], np.bool_),
         difficult=np.zeros(len(objects), np.bool_),
-        ignore_regions=clipped(regions, width, height),
+        ignore_regions=_boxes(regions, width, height),
         segmentations=tuple(_segmentation(a) for a in objects) if shape.segmentations else (),
         keypoints=None if shape.keypoints is None else _keypoints(objects, shape.keypoints),
     )
 
 
-def clipped(annotations: list[dict[str, Any]], width: int, height: int) -> np.ndarray:
-    """The annotations' boxes (N, 4) float32 as x1 y1 x2 y2 inside the image."""
-    xywh = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-    return corners.clip(0, [width, height, width, height]).astype(np.float32)
+def _boxes(annotations: list[dict[str, Any]], width: int, height: int) -> np.ndarray:
+    return clip([corners(a["bbox"]) for a in annotations], width, height)
 
 
 def _segmentation(annotation: dict[str, Any]) -> str:

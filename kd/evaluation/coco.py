@@ -15,6 +15,8 @@ from data_sharding.record import Category, Record
 from kd.detectors.base import Detections
 
 _FAR = 1e5
+_NO_SIZE = -1.0
+"""px^2: an area in no size range."""
 _COCO_SIZES = {"all": (0.0, _FAR), "small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, _FAR)}
 FINE_SIZES: dict[str, tuple[float, float]] = {"0_8": (0, 8), "8_16": (8, 16), "16_32": (16, 32)}
 """Size ranges within COCO's `small`: name -> (least, greatest) side in pixels, compared as squares with the area."""
@@ -40,12 +42,17 @@ class GroundTruth:
 
         Crowds become `iscrowd`. Every ignored region becomes a crowd of every class: a detection that lies in it to the
         IoU threshold's share of its own area, and matches no object, counts neither way.
+
+        Difficult objects (Pascal VOC) need not be found, and a detection of one counts neither way. pycocotools
+        overwrites `ignore`, but ignores what is of no size range: that is the area they get. The second detection of
+        one difficult object counts as wrong here, unlike in VOC's own evaluation.
         """
         ids: list[int] = []
         annotations: list[dict[str, Any]] = []
         for record in records:
             ids.append(record.image_id)
-            for box, label, area, crowd in zip(record.boxes, record.labels, record.areas, record.crowd, strict=True):
+            areas = np.where(record.difficult, _NO_SIZE, record.areas)
+            for box, label, area, crowd in zip(record.boxes, record.labels, areas, record.crowd, strict=True):
                 annotations.append(
                     _annotation(record.image_id, box, categories[int(label)].id, float(area), bool(crowd))
                 )

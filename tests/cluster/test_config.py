@@ -275,7 +275,8 @@ def test_a_recipe_says_what_it_leaves_to_the_user(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("taught", "alone"),
     [("digits_scalekd", "digits_student")]
-    + [(f"hit_uav_{method}", "hit_uav_student") for method in ("fitnet", "pkd", "scalekd")],
+    + [(f"hit_uav_{method}", "hit_uav_student") for method in ("fitnet", "pkd", "scalekd")]
+    + [("visdrone_scalekd", "visdrone_student"), ("voc_pkd", "voc_student")],
 )
 def test_a_method_is_compared_with_the_same_student(taught: str, alone: str) -> None:
     with_teacher, without = to_tree(load(taught, filled(taught))), to_tree(load(alone, filled(alone)))

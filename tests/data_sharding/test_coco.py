@@ -106,8 +106,8 @@ def _twice(kind: str) -> Callable[[Content], None]:
         (_set("images", 0, file_name="../labels.json"), r"1 x file name that leaves the image folder"),
         (_set("images", 0, file_name="/etc/hosts"), r"1 x file name that leaves the image folder"),
         (_set("images", 0, file_name="..\\a.png"), r"1 x file name that leaves the image folder"),
-        (_set("images", 0, width=41), r"1 x image of another size than its label says.*a\.png \(40 x 30 px upright\)"),
-        (_set("images", 1, width=40, height=30), r"1 x image of another size.*b\.png \(30 x 40 px upright\)"),
+        (_set("images", 0, width=41), r"1 x image of another size.*a\.png \(40 x 30 px upright, labelled 41 x 30\)"),
+        (_set("images", 1, width=40, height=30), r"1 x image of another size.*b\.png \(30 x 40 px upright"),
         (_set("images", 0, id="5"), r"images entry without a valid id.*images\[0\]"),
         (_set("annotations", 0, image_id=77), r"1 x unknown image id.*image id 77 annotation 1"),
         (_set("annotations", 0, category_id=77), r"1 x unknown category id.*a\.png annotation 1"),
@@ -123,7 +123,7 @@ def _twice(kind: str) -> Callable[[Content], None]:
         (_set("annotations", 0, area=float("nan")), r"1 x area that is not a number"),
         (_set("annotations", 0, keypoints=[1, 2]), r"1 x unusable keypoints"),
         (_twice("images"), r"1 x duplicate id in images.*id 5"),
-        (_twice("annotations"), r"1 x duplicate id in annotations.*id 1"),
+        (_twice("annotations"), r"1 x duplicate id in annotations.*annotation 1:"),
         (_twice("categories"), r"1 x duplicate id in categories.*id 7"),
         (_drop("annotations"), r"is not COCO: expected an object with the lists.*\['categories', 'images'\]"),
         (lambda c: c.update(images=[], annotations=[]), r"1 x split without images"),
@@ -150,9 +150,10 @@ def test_everything_wrong_is_told_in_one_message_with_ten_places(tmp_path: Path)
     lines = str(caught.value).splitlines()
     assert "1 x missing image file" in lines[0]
     assert "12 x reversed box (negative width or height)" in lines[0]
-    assert len(lines) == 1 + 10 + 1
+    assert len(lines) == 1 + 10 + 1 + 1
     assert lines[2] == "  a.png annotation 100: reversed box (negative width or height)"
-    assert lines[-1] == "  and 3 more"
+    assert lines[-2] == "  and 3 more"
+    assert "data.on_bad=skip" in lines[-1]
 
 
 def test_a_file_that_is_no_image_is_told(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_splits_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of train, val, test is set"):
         coco.categories(coco.Config())
     (tmp_path / "labels.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"labels\.json: no such file"):
+    with pytest.raises(ValueError, match=r"labels\.json: no such file"):
         coco.source(config, "train")
 
 

@@ -15,6 +15,7 @@ import pytest
 from data_sharding.datasets import coco
 from data_sharding.datasets.base import Source
 from data_sharding.pack import _locked, pack
+from data_sharding.pack_reading import AHEAD
 from data_sharding.shards import PackedDataset
 from tests.data_sharding.packing import CATEGORIES, files, packed, plugin, record
 
@@ -69,10 +70,12 @@ def test_an_interrupted_pack_goes_on_behind_its_last_shard(tmp_path: Path) -> No
     log: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         pack(None, plugin(40, read_log=log), "train", tmp_path, 30_000, stop)  # pyright: ignore[reportArgumentType]
-    assert len(log) == 25 + len(list(tmp_path.glob("receipts/*")))
+    assert len(log) <= 25 + AHEAD
+    written = len(list(tmp_path.glob("receipts/*")))
     log.clear()
     dataset = packed(tmp_path, read_log=log)
-    assert len(set(log)) < 40
+    assert written > 0
+    assert len(set(log)) == 40 - dataset.shard_sizes[:written].sum()
     assert len(dataset) == 40
 
 
@@ -139,7 +142,7 @@ def test_packing_again_heals_a_damaged_shard_to_the_same_bytes(tmp_path: Path, d
     log: list[int] = []
     packed(tmp_path, read_log=log)
     assert files(tmp_path) == expected
-    assert len(log) == dataset.shard_sizes[1] + 1
+    assert len(log) <= dataset.shard_sizes[1] + 1 + AHEAD
 
 
 def test_images_that_changed_under_unchanged_labels_cannot_heal_a_shard(tmp_path: Path) -> None:
