@@ -128,7 +128,7 @@ class Distiller(nn.Module):
         if refresh or outputs is None:
             with torch.no_grad():
                 outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
-        return (None if loss is None else loss.detach()), _detach(outputs)
+        return (None if loss is None else loss.detach()), outputs.detach()
 
     def _through_head(
         self, trainer: AssistantTrainer, pyramid: tuple[Tensor, ...], taught: tuple[Tensor, ...], batch: Batch
@@ -148,11 +148,3 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in tracking:
             norm.track_running_stats = True
-
-
-def _detach(outputs: Outputs) -> Outputs:
-    return Outputs(
-        tuple(x.detach() for x in outputs.class_logits),
-        tuple(x.detach() for x in outputs.box_deltas),
-        tuple(x.detach() for x in outputs.centerness),
-    )
