@@ -13,14 +13,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a dense head says of every cell, finest level first. Flattened levels are for the detector alone."""
+    """What a head says of every cell, finest level first, and, where the detector has two stages, of its proposals.
+    Flattened levels are for the detector alone."""
 
     class_logits: tuple[Tensor, ...]
-    """One (B, K, H, W) map per level, before the sigmoid."""
+    """One (B, A * K, H, W) map per level for A answers per cell, before the sigmoid."""
     box_deltas: tuple[Tensor, ...]
-    """One (B, 4, H, W) map per level, in the detector's own coding."""
+    """One (B, A * 4, H, W) map per level, in the detector's own coding."""
     centerness: tuple[Tensor, ...] = ()
     """One (B, 1, H, W) map per level, before the sigmoid; empty where the detector has none."""
+    proposals: tuple[Tensor, ...] = ()
+    """Two stages: per image (N, 4) float32 boxes in canvas pixels, the regions that the second stage was asked about.
+    The maps are then the first stage's, with one class."""
+    roi_logits: Tensor | None = None
+    """(N of all images, K + 1) before the softmax, background first."""
+    roi_deltas: Tensor | None = None
+    """(N of all images, (K + 1) * 4): each class's box, in the detector's own coding."""
+
+    def detach(self) -> "Outputs":
+        """The same values, cut off from the graph."""
+        rois = (None if x is None else x.detach() for x in (self.roi_logits, self.roi_deltas))
+        maps = (self.class_logits, self.box_deltas, self.centerness)
+        return Outputs(*(tuple(x.detach() for x in levels) for levels in maps), self.proposals, *rois)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class Batch:
     """For live teachers that see more pixels: factor -> (B, 3, factor * H, factor * W) uint8."""
     cached: Mapping[str, Taps] = field(default_factory=dict)
     """For cached teachers: teacher's name -> its taps on the student's grid."""
+    key: tuple[object, ...] = ()
+    """What the random draws of its images are keyed with beside purpose and image: the run's seed and the epoch."""
     totals: Mapping[str, Tensor] = field(default_factory=dict)
     """Counts over the whole global batch (all ranks, all micro-batches): `images`, and what the detector counts,
     such as `positives`. The step fills it in; every loss divides by these, never by its own share."""

@@ -135,7 +135,7 @@ class Distiller(nn.Module):
                 outputs = self._predict(assistant, pyramid, batch)
         if moves_head:
             losses[f"kd/{name}/head"] = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
-        return losses, _detach(outputs) if on else None
+        return losses, outputs.detach() if on else None
 
     def _predict(self, assistant: Assistant, pyramid: tuple[Tensor, ...], batch: Batch) -> Outputs:
         """What the head that answers for an assistant says of its pyramid."""
@@ -154,11 +154,3 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in tracking:
             norm.track_running_stats = True
-
-
-def _detach(outputs: Outputs) -> Outputs:
-    return Outputs(
-        tuple(x.detach() for x in outputs.class_logits),
-        tuple(x.detach() for x in outputs.box_deltas),
-        tuple(x.detach() for x in outputs.centerness),
-    )

@@ -1,10 +1,16 @@
 """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144) with any run of levels P2..P7, under torchvision's names.
 
-P6 and P7 come from P5 by 3 x 3 convolutions of stride 2 (RetinaNet, arXiv:1708.02002; FCOS takes P5, not C5).
+P6 and P7 come by 3 x 3 convolutions of stride 2 from P5 (FCOS, and torchvision's first RetinaNet) or from C5
+(RetinaNet, arXiv:1708.02002), or from P5 by subsampling (Faster R-CNN).
 """
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Top = Literal["p5", "c5", "pool"]
+"""What the levels above P5 are made from: P5 or C5 by convolution, or P5 by taking every second cell."""
 
 
 class FPN(nn.Module):
@@ -13,13 +19,15 @@ class FPN(nn.Module):
     The top-down path always begins at C5, also where P5 itself is not among the levels.
     """
 
-    def __init__(self, channels: tuple[int, ...], width: int, levels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], width: int, levels: tuple[int, ...], top: Top = "p5") -> None:
         """`channels` of C2..C5; `width` of every level; `levels` a run of consecutive numbers in 2..7."""
         super().__init__()
-        self.first = levels[0]
+        self.first, self.top, self.pooled = levels[0], top, sum(level > 5 for level in levels) * (top == "pool")
         self.inner_blocks = nn.ModuleList(_conv(channels[level - 2], width, 1) for level in range(levels[0], 6))
         self.layer_blocks = nn.ModuleList(_conv(width, width, 3) for level in levels if level <= 5)
-        extra = {f"p{level}": nn.Conv2d(width, width, 3, stride=2, padding=1) for level in levels if level > 5}
+        above = [level for level in levels if level > 5 and top != "pool"]
+        inputs = {6: channels[-1] if top == "c5" else width}
+        extra = {f"p{level}": nn.Conv2d(inputs.get(level, width), width, 3, stride=2, padding=1) for level in above}
         self.extra_blocks = nn.ModuleDict(extra)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
@@ -33,7 +41,10 @@ class FPN(nn.Module):
             inner[i] = inner[i] + F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
         pyramid = [block(x) for block, x in zip(self.layer_blocks, inner, strict=False)]
         for i, block in enumerate(self.extra_blocks.values()):
-            pyramid.append(block(F.relu(pyramid[-1]) if i else pyramid[-1]))
+            below = stages[-1] if self.top == "c5" and not i else pyramid[-1]
+            pyramid.append(block(F.relu(below) if i else below))
+        for _ in range(self.pooled):
+            pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
         return tuple(pyramid)
 
 

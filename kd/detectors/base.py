@@ -4,15 +4,17 @@ Shape letters: B images, C channels, H x W cells of one level, K classes, D dete
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Union
 
 import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Geometry, Outputs, Taps
-from kd.backbones.base import BackboneConfig
-from kd.plugins import plugins
+from kd.backbones import mobilenetv2
+from kd.backbones.base import Backbone, BackboneConfig, evaluating
+from kd.blocks.fpn import FPN, Top, check_levels
+from kd.plugins import plugin, plugins
 
 if TYPE_CHECKING:
     AnyBackbone = BackboneConfig
@@ -20,6 +22,44 @@ else:
     # The type of every detector's `backbone` setting: whatever lies in the folder, so that a recipe is checked
     # against the settings of the backbone it names, and a new backbone touches one file.
     AnyBackbone = Union[tuple(module.Config for module in plugins("kd.backbones").values())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Settings that every detector has; the defaults are torchvision's where it has them."""
+
+    name: str
+    # The metadata tells whoever checks a recipe that `name` picks the member of the union.
+    backbone: AnyBackbone = field(default_factory=mobilenetv2.Config, metadata={"discriminator": "name"})
+    width: int = 256
+    """Channels of pyramid and head."""
+    head_depth: int = 4
+    """3 x 3 convolutions of the dense head before its last ones."""
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    """Consecutive pyramid levels, within 2..7; level l has stride 2^l. Small objects want 2."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from RGB in 0..1; ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides RGB in 0..1."""
+    score_threshold: float = 0.05
+    """Detections of a lower score are dropped."""
+    candidates: int = 1000
+    """Best answers per level before non-maximum suppression."""
+    nms: float = 0.5
+    """Boxes of one class that overlap more (IoU) are suppressed."""
+    detections: int = 100
+    """Most detections per image. Drone images hold hundreds of objects."""
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        for name, least in (("width", 4), ("head_depth", 0), ("candidates", 1), ("detections", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("score_threshold", "nms"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std need 3 numbers each, std above 0; got {self.mean} and {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +115,19 @@ class Detector(nn.Module, ABC):
         with its running statistics untouched."""
 
     @abstractmethod
-    def predict(self, pyramid: tuple[Tensor, ...], geometry: Geometry) -> Outputs:
-        """Run the head on any pyramid of this detector's shape, its own or an assistant's."""
+    def predict(
+        self,
+        pyramid: tuple[Tensor, ...],
+        geometry: Geometry,
+        proposals: tuple[Tensor, ...] | None = None,
+        sampling: Batch | None = None,
+    ) -> Outputs:
+        """Run the head on any pyramid of this detector's shape, its own or an assistant's.
+
+        Only a detector of two stages looks at the rest. `proposals` (per image (N, 4), canvas pixels) are what its
+        second stage is asked about; without them, it asks about its own, and with `sampling`, a labelled batch of
+        these images, about those of them that are drawn for training. Either way `Outputs.proposals` says which.
+        """
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -92,12 +143,53 @@ class Detector(nn.Module, ABC):
     def distill_losses(self, student: Outputs, target: Outputs, batch: Batch, box_loss: str) -> dict[str, Tensor]:
         """Response distillation in this detector's own terms: {`cls`, `box`}, shares as in `task_losses`.
 
-        `target` is detached. `cls`: soft-target binary cross-entropy at every location, divided by the positives;
-        `box`: on the detector's own positives, `bounded` (Chen et al. 2017: only where the student errs more than
-        the target) or `smooth_l1`. Ambiguity S18 of the reference.
+        `target` is detached. `cls`: cross-entropy to the target's probabilities, less their entropy; `box`: on the
+        detector's own positives, `bounded` (Chen et al. 2017: only where the student errs more than the target) or
+        `smooth_l1`, errors in the detector's own coding. Ambiguity S18 of the reference.
         """
 
     @abstractmethod
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
         """Scores, decoding, per-class non-maximum suppression and the cap on detections; boxes are clipped to each
         image's valid area."""
+
+
+class PyramidDetector(Detector):
+    """A backbone and a feature pyramid, under torchvision's parameter names, and the pixel statistics."""
+
+    def __init__(
+        self,
+        config: DetectorConfig,
+        num_classes: int,
+        backbone: Backbone,
+        top: Top,
+        family: Literal["one_stage", "two_stage"] = "one_stage",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = FPN(backbone.channels, config.width, config.levels, top)
+        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std), persistent=False)
+        self.shapes = Shapes(
+            c5_channels=backbone.channels[-1],
+            c5_stride=backbone.strides[-1],
+            pyramid_channels=config.width,
+            strides=tuple(2**level for level in config.levels),
+            num_classes=num_classes,
+            family=family,
+        )
+
+    def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
+        """See `Detector.features`."""
+        if freeze_backbone:
+            with torch.no_grad(), evaluating(self.backbone):
+                stages = self.backbone(images)
+        else:
+            stages = self.backbone(images)
+        return Taps(c5=stages[-1], pyramid=self.fpn(stages))
+
+
+def build_backbone(config: BackboneConfig, weights_follow: bool) -> Backbone:
+    """The backbone that the settings name. With `weights_follow` the caller loads a whole state dict next, so the
+    backbone's own weights are neither read nor asked for."""
+    return plugin("kd.backbones", config.name).build(config, weights_follow)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from kd.methods.base import MethodConfig
 from kd.step import NonFiniteLoss, global_totals, train_step
 from tests.cluster.two_ranks import Ranks, ranks
 from tests.kd import runs
+from tests.kd.detecting import DETECTORS
 from tests.kd.runs import ADAMW, KINDS, SGD, Kind, Outcome, Run, scale_kd
 
 pytestmark = pytest.mark.cluster
@@ -62,10 +64,13 @@ METHODS: dict[str, Mapping[str, MethodConfig]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_gradient_of_two_ranks_is_that_of_one(name: str, both: Both) -> None:
+@pytest.mark.parametrize(
+    ("detector", "name"),
+    [("fcos", name) for name in METHODS] + [(kind, "scalekd") for kind in DETECTORS if kind != "fcos"],
+)
+def test_gradient_of_two_ranks_is_that_of_one(detector: str, name: str, both: Both) -> None:
     """SGD with rate 1 subtracts the gradient of the global batch of four images, two of which hold most boxes."""
-    run = Run(distill=METHODS[name], optim=SGD, steps=1)
+    run = Run(detector=detector, distill=METHODS[name], optim=SGD, steps=1)
     one = runs.train(World(), run)
     accumulated = [] if name == "pkd" else [replace(run, optim=replace(SGD, accumulate=2))]
     for shared in (run, *accumulated):
@@ -82,6 +87,35 @@ def test_gradient_of_two_ranks_is_that_of_one(name: str, both: Both) -> None:
 def test_gradient_with_a_real_backbone(kind: Kind, both: Both) -> None:
     run = Run(distill=METHODS["scalekd"], optim=SGD, steps=1, real=True)
     assert close(runs.change(both(replace(run, kind=kind))[0]), runs.change(runs.train(World(), run)))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+def test_gradient_of_every_detector_at_every_stage(kind: Kind, detector: str, both: Both) -> None:
+    run = Run(detector=detector, distill=METHODS["scalekd"], optim=SGD, steps=1)
+    assert close(runs.change(both(replace(run, kind=kind))[0]), runs.change(runs.train(World(), run)))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("kind", [0, 3])
+def test_a_rank_without_any_box_waits_for_nobody(kind: Kind, detector: str) -> None:
+    """Every rank calls the same modules equally often, whatever its images hold."""
+    for outcome in ranks()(train_on_half, Run(kind=kind, detector=detector, distill=METHODS["scalekd"], steps=2)):
+        assert all(math.isfinite(value) for losses in outcome.losses for value in losses.values())
+
+
+def train_on_half(world: World, run: Run) -> Outcome:
+    """Train with boxes on rank 0 alone; on a rank."""
+    given = runs.images_of
+
+    def half(step: int) -> Batch:
+        whole = given(step)
+        boxes = tuple(x if i < runs.IMAGES // 2 else x[:0] for i, x in enumerate(whole.boxes))
+        labels = tuple(x if i < runs.IMAGES // 2 else x[:0] for i, x in enumerate(whole.labels))
+        return replace(whole, boxes=boxes, labels=labels)
+
+    with patch.object(runs, "images_of", half):
+        return runs.train(world, run)
 
 
 def close(gradient: Tensor, other: Tensor) -> bool:

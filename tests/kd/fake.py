@@ -29,7 +29,13 @@ class FakeDetector(Detector):
     def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
         raise AssertionError("a method never runs a backbone")
 
-    def predict(self, pyramid: tuple[Tensor, ...], geometry: Geometry) -> Outputs:
+    def predict(
+        self,
+        pyramid: tuple[Tensor, ...],
+        geometry: Geometry,
+        proposals: tuple[Tensor, ...] | None = None,
+        sampling: Batch | None = None,
+    ) -> Outputs:
         found = [self.head(level) for level in pyramid]
         classes = self.shapes.num_classes
         return Outputs(tuple(x[:, :classes] for x in found), tuple(x[:, classes:] for x in found))

@@ -1,4 +1,4 @@
-"""Whole training runs in miniature: a real FCOS student, a live FCOS teacher at twice the resolution, real methods.
+"""Whole training runs in miniature: a real student, a live teacher of its kind at twice the resolution, real methods.
 
 Everything is a function of the settings and the world, so that runs of different engines and rank counts compare.
 The backbone has five convolutions, because DeepSpeed's time goes with the number of modules; one test takes a real one.
@@ -7,7 +7,7 @@ The backbone has five convolutions, because DeepSpeed's time goes with the numbe
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
 from kd.backbones.base import Backbone, Norm, norm_layer
 from kd.clock import Clock
-from kd.detectors import fcos
 from kd.detectors.base import Detector
 from kd.distiller import Distiller, Lesson
 from kd.engine import Engine, PlainEngine, Precision
@@ -58,6 +57,8 @@ class Run:
     """What to train, and with what."""
 
     kind: Kind = "plain"
+    detector: str = "fcos"
+    """The plug-in of student and teacher."""
     distill: Mapping[str, MethodConfig] = field(default_factory=dict)
     optim: OptimConfig = ADAMW
     norm: Norm = "group"
@@ -110,19 +111,37 @@ class FiveConvolutions(Backbone):
         return found[2], found[3], found[4], found[5]
 
 
-def detector(seed: int, width: int = 32, norm: Norm = "group", real: bool = False) -> Detector:
-    """A tiny FCOS with random weights, the same for the same arguments."""
+SMALL: dict[str, dict[str, Any]] = {"retinanet": {"anchor_sizes": (2.0, 3.0)}}
+"""What a plug-in's settings are beyond those that all have."""
+
+
+def detector(
+    seed: int,
+    width: int = 32,
+    norm: Norm = "group",
+    real: bool = False,
+    name: str = "fcos",
+    levels: tuple[int, ...] = (3, 4, 5),
+    **changes: Any,
+) -> Detector:
+    """A tiny detector with random weights, the same for the same arguments."""
+    module = plugin("kd.detectors", name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = mobilenetv2.Config(width_mult=0.25, norm=norm)
-        config = fcos.Config(backbone=backbone, width=width, head_depth=1, levels=(3, 4, 5))
-        return fcos.build(config, CLASSES) if real else fcos.FCOS(config, CLASSES, FiveConvolutions(norm))
+        settings = {"backbone": backbone, "width": width, "head_depth": 1, "levels": levels} | SMALL.get(name, {})
+        config = module.Config(**settings | changes)
+        whole = module.build(config, CLASSES)
+        if real:
+            return whole
+        torch.manual_seed(seed)
+        return type(whole)(config, CLASSES, FiveConvolutions(norm))
 
 
-def live_teacher(student: Detector) -> LiveTeacher:
+def live_teacher(student: Detector, name: str = "fcos") -> LiveTeacher:
     """A teacher of another width that sees twice the student's resolution."""
     reads = frozenset({"c5", "pyramid"})
-    return LiveTeacher(detector(1, width=16), student.shapes, factor=2, rule="shift", reads=reads)
+    return LiveTeacher(detector(1, width=16, name=name), student.shapes, factor=2, rule="shift", reads=reads)
 
 
 def images_of(step: int) -> Batch:
@@ -196,8 +215,8 @@ def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World
 
 def build(run: Run, world: World) -> Parts:
     """All objects of a run on this rank, with the same first weights on every rank and for every engine."""
-    student = detector(0, norm=run.norm, real=run.real)
-    teacher = live_teacher(student)
+    student = detector(0, norm=run.norm, real=run.real, name=run.detector)
+    teacher = live_teacher(student, run.detector)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         lessons = lessons_of(run, student, teacher, world)

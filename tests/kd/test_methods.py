@@ -14,11 +14,12 @@ from torch import multiprocessing as mp
 from data_sharding.batch import Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.detectors import fcos
 from kd.methods import cwd, fitnet, pkd, scalekd
 from kd.methods.base import Advice, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
+from tests.kd.detecting import DETECTORS
+from tests.kd.detecting import detector as tiny
 
 METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
@@ -166,9 +167,10 @@ def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
 
 
 @every_method
-def test_a_doubled_fcos_teaches_an_fcos(module: ModuleType) -> None:
-    """The whole way with a real detector: features, alignment, assistant, losses, gradient to the backbone."""
-    student, teacher = (fcos.build(fcos.Config(width=w, head_depth=1, levels=(3, 4, 5, 6)), 3) for w in (32, 16))
+@pytest.mark.parametrize("kind", DETECTORS.values(), ids=DETECTORS.keys())
+def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleType) -> None:
+    """The whole way with real detectors: features, alignment, assistant, losses, gradient to the backbone."""
+    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6)) for width in (32, 16))
     pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
     method = module.Loss(module.Config(), pair)
     batch = fake.batch(2, canvas=(64, 96))
@@ -182,8 +184,9 @@ def test_a_doubled_fcos_teaches_an_fcos(module: ModuleType) -> None:
     pyramid = taps.detach().pyramid
     if hasattr(module, "Assistant"):
         pyramid = module.Assistant(module.Config(), pair)(pyramid, aligned.pyramid)
-    advice = Advice(student, student.predict(pyramid, batch.geometry))
-    terms = method.losses(taps, student.predict(taps.pyramid, batch.geometry), aligned, batch, advice)
+    outputs = student.predict(taps.pyramid, batch.geometry, sampling=batch)
+    advice = Advice(student, student.predict(pyramid, batch.geometry, outputs.proposals or None))
+    terms = method.losses(taps, outputs, aligned, batch, advice)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.backbone.parameters())

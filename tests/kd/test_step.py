@@ -14,6 +14,7 @@ from kd.methods import cwd, fitnet, pkd, scalekd
 from kd.methods.base import MethodConfig
 from kd.step import NonFiniteLoss, StepReport, global_totals
 from tests.kd import runs
+from tests.kd.detecting import DETECTORS
 from tests.kd.runs import ADAMW, SGD, Run, scale_kd
 
 METHODS: dict[str, Mapping[str, MethodConfig]] = {
@@ -47,10 +48,13 @@ def test_totals_span_all_micro_batches(accumulate: int) -> None:
 # ---- the sum
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_accumulated_gradient_is_the_whole_batchs(name: str) -> None:
+@pytest.mark.parametrize(
+    ("detector", "name"),
+    [("fcos", name) for name in METHODS] + [(kind, "scalekd") for kind in DETECTORS if kind != "fcos"],
+)
+def test_accumulated_gradient_is_the_whole_batchs(detector: str, name: str) -> None:
     """SGD with rate 1 subtracts the gradient. Equal but for the rounding of sums in another order."""
-    run = Run(distill=METHODS[name], optim=SGD, steps=1)
+    run = Run(detector=detector, distill=METHODS[name], optim=SGD, steps=1)
     whole = runs.train(World(), run)
     for accumulate in (2, 4):
         parts = runs.train(World(), replace(run, optim=replace(SGD, accumulate=accumulate)))
@@ -68,10 +72,11 @@ def test_pkds_whole_batch_statistics_refuse_accumulation() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_scalekd_without_weights_is_no_scalekd_to_the_bit(accumulate: int, norm: Norm) -> None:
-    optim = replace(ADAMW, accumulate=accumulate)
-    plain = runs.train(World(), Run(optim=optim, norm=norm))
-    idle = runs.train(World(), Run(optim=optim, norm=norm, distill={"scalekd": scale_kd(weight=0.0)}))
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_scalekd_without_weights_is_no_scalekd_to_the_bit(detector: str, accumulate: int, norm: Norm) -> None:
+    run = Run(detector=detector, optim=replace(ADAMW, accumulate=accumulate), norm=norm)
+    plain = runs.train(World(), run)
+    idle = runs.train(World(), replace(run, distill={"scalekd": scale_kd(weight=0.0)}))
     assert all(runs.same(a, b) for a, b in zip(plain.states, idle.states, strict=True))
     assert not torch.equal(idle.assistants[0], idle.assistants[-1])
     assert not runs.same(plain.states[0], plain.states[-1])
@@ -184,14 +189,15 @@ def test_a_step_reports_losses_rates_and_norm_and_a_boxless_batch_is_fine() -> N
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_step_without_any_box(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_step_without_any_box(detector: str, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = runs.images_of(0)
     empty = replace(whole, boxes=(torch.zeros(0, 4),) * 4, labels=(torch.zeros(0, dtype=torch.int64),) * 4)
     monkeypatch.setattr(runs, "images_of", lambda step: empty)
-    outcome = runs.train(
-        World(), Run(distill={"scalekd": scale_kd()}, optim=replace(ADAMW, accumulate=accumulate), steps=2)
-    )
+    optim = replace(ADAMW, accumulate=accumulate)
+    outcome = runs.train(World(), Run(detector=detector, distill={"scalekd": scale_kd()}, optim=optim, steps=2))
     for losses in outcome.losses:
-        assert losses["task/box"] == losses["task/centerness"] == losses["kd/scalekd/box"] == 0
+        assert losses["task/box"] == losses["kd/scalekd/box"] == 0
+        assert losses.get("task/centerness", 0) == losses.get("task/rpn_box", 0) == 0
         assert losses["task/cls"] > 0
         assert losses["kd/scalekd/feat"] > 0

@@ -1,0 +1,64 @@
+"""Outputs that say exactly what the labels say, for each detector plug-in: what its coding means, written down once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_sharding.batch import Batch, Outputs
+from kd.blocks import points as pts
+from kd.blocks.dense import one_hot
+from kd.detectors import fcos, retinanet
+from kd.detectors.base import Detections, Detector
+from tests.kd.detecting import CLASSES
+
+FIT: dict[str, dict[str, Any]] = {"retinanet": {"anchor_sizes": (2.0, 3.0, 4.0)}}
+"""What a plug-in needs to learn three objects of 6 to 20 pixels in 80 steps."""
+
+
+def outputs(d: Detector, b: Batch, shift: float = 0.0) -> Outputs:
+    """Perfect classes, and box codes that are `shift` off in each of the four numbers."""
+    return PERFECT[type(d)](d, b, shift)
+
+
+def unit(d: Detector, b: Batch) -> float:
+    """The bounded box loss of outputs that are off by a half in each number."""
+    return 1.0
+
+
+def nothing_found(d: Detector, found: list[Detections]) -> bool:
+    """Whether outputs that only spoke on the padding found nothing."""
+    return all(not len(one.boxes) for one in found)
+
+
+def _fcos(d: fcos.FCOS, b: Batch, shift: float) -> Outputs:
+    targets = d._targets(b)
+    xy, stride, boxes = targets.of_positives()
+    logits = one_hot(targets.matched, targets.labels, CLASSES) * 20 - 10
+    distances = torch.zeros(*targets.matched.shape, 4)
+    distances[targets.positive] = pts.encode(xy, stride, boxes) + shift
+    shapes = targets.points.shapes
+    return Outputs(_maps(logits, shapes), _maps(distances, shapes), _maps(torch.full_like(logits[..., :1], 5), shapes))
+
+
+def _retinanet(d: retinanet.RetinaNet, b: Batch, shift: float) -> Outputs:
+    targets = d._targets(b)
+    anchors, boxes = targets.of_positives()
+    codes = torch.zeros(*targets.matched.shape, 4)
+    codes[targets.positive] = d.coder.encode_single(boxes, anchors) + shift
+    logits = one_hot(targets.matched, targets.labels, CLASSES) * 20 - 10
+    shapes, per_cell = targets.anchors.shapes, targets.anchors.per_cell
+    return Outputs(_maps(logits, shapes, per_cell), _maps(codes, shapes, per_cell))
+
+
+PERFECT: dict[type, Callable[[Any, Batch, float], Outputs]] = {fcos.FCOS: _fcos, retinanet.RetinaNet: _retinanet}
+
+
+def _maps(rows: Tensor, shapes: tuple[tuple[int, int], ...], per_cell: int = 1) -> tuple[Tensor, ...]:
+    """(B, L, C) -> one (B, A * C, H, W) map per level."""
+    levels = rows.split([height * width * per_cell for height, width in shapes], dim=1)
+    return tuple(
+        level.unflatten(1, (height, width, per_cell)).permute(0, 3, 4, 1, 2).flatten(1, 2)
+        for level, (height, width) in zip(levels, shapes, strict=True)
+    )
