@@ -7,13 +7,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from cluster.pictures import COLOURS
 from kd.detectors.base import Detections
 
 SHOWN_SIDE = 1280
 """Smaller images are enlarged, by a whole number, towards this long side in pixels."""
 MOST_ENLARGED = 4
 FONT_SIZE = 11
+COLOURS = ("#ff4d6d", "#3ddc5b", "#6fa8ff", "#ffa531", "#c98bff", "#42d4f4", "#ff7fe9", "#d2f53c", "#fabed4", "#2ee6c5")
+"""Light enough for a one-pixel line on a dark image, and for black words on them."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -24,7 +25,7 @@ def annotated(image: Tensor, found: Detections, names: Sequence[str]) -> Image.I
     factor = max(1, min(MOST_ENLARGED, SHOWN_SIDE // max(image.shape[1:])))
     picture = transforms.to_pil_image(image)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(FONT_SIZE)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     boxes: list[Rectangle] = [_outside(box, factor) for box in found.boxes.tolist()]
     labels = [int(label) for label in found.labels]
     for box, label in zip(boxes, labels, strict=True):
@@ -35,8 +36,8 @@ def annotated(image: Tensor, found: Detections, names: Sequence[str]) -> Image.I
         place = _free_place(box, font.getbbox(text), picture.size, taken)
         if place is not None:
             taken.append(place)
-            draw.rectangle(place, fill=(0, 0, 0, 150))
-            draw.text((place[0] + 1, place[1]), text, fill=COLOURS[label % len(COLOURS)], font=font)
+            draw.rectangle(place, fill=COLOURS[label % len(COLOURS)])
+            draw.text((place[0] + 1, place[1]), text, fill="black", font=font)
     return picture
 
 

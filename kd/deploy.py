@@ -10,7 +10,7 @@ under the policy that `student.json` holds.
 Shape letters: B images of one canvas, H x W canvas, h x w image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Geometry
+from data_sharding.batch import Geometry, Outputs
 from data_sharding.view_apply import render
 from data_sharding.view_policy import View, ViewConfig, draw
 from kd import student
 from kd.detectors.base import Detections, Detector
 from kd.evaluation.coco import to_original
 from kd.plugins import plugin
-from kd.slicing import SliceConfig
+
+Network = Callable[[Detector, Tensor, Geometry], Outputs]
+
+
+def network(detector: Detector, images: Tensor, geometry: Geometry) -> Outputs:
+    """(B, 3, H, W) uint8 canvases -> what the head says: all that has fixed shapes, and nearly all of the work."""
+    return detector.predict(detector.features(detector.normalise(images, geometry)).pyramid, geometry)
 
 
 class Predictor:
     """A detector together with the way its images are rendered."""
 
-    def __init__(self, detector: Detector, views: ViewConfig, *, batch: int = 8, factor: int = 1) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        views: ViewConfig,
+        *,
+        batch: int = 8,
+        factor: int = 1,
+        network: Network = network,
+    ) -> None:
         """`detector` in eval mode, on its device. `batch`: most images per forward. `factor`: every canvas is rendered
-        so many times as large (a teacher's resolution)."""
+        so many times as large (a teacher's resolution). `network`: a faster stand-in for `kd.deploy.network`."""
         if batch < 1:
             raise ValueError(f"batch must be at least 1 image, got {batch}")
         self.detector, self.views = detector, views
-        self._batch, self._factor = batch, factor
+        self._batch, self._factor, self._network = batch, factor, network
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -53,28 +67,28 @@ class Predictor:
                 found |= dict(zip(chosen, looked, strict=True))
         return [found[i] for i in range(len(images))]
 
+    def with_network(self, network: Network) -> "Predictor":
+        """The same with another `network`, such as `torch.compile(kd.deploy.network)`."""
+        return Predictor(self.detector, self.views, batch=self._batch, factor=self._factor, network=network)
+
     def view(self, height: int, width: int) -> View:
         """How an image of this size is rendered: whole, never mirrored."""
         return draw(self.views, "", 0, width, height, np.zeros((0, 4), np.float32), 0)
 
     def _look(self, images: Sequence[Tensor], views: Sequence[View]) -> list[Detections]:
         device = self.detector.mean.device
-        pixels = torch.stack([render(image.cpu(), view, self._factor) for image, view in zip(images, views, strict=True)])
+        pixels = torch.stack(
+            [render(image.cpu(), view, self._factor) for image, view in zip(images, views, strict=True)]
+        )
         sizes = torch.tensor([view.size for view in views], device=device)
         geometry = Geometry(views[0].canvas, sizes).scaled(self._factor)
-        found = detect(self.detector, pixels.to(device), geometry)
+        found = self.detector.detect(self._network(self.detector, pixels.to(device), geometry), geometry)
         there = []
         for one, image, view in zip(found, images, views, strict=True):
             valid = (view.size[0] * self._factor, view.size[1] * self._factor)
             original = to_original(one, valid, (image.shape[1], image.shape[2]))
             there.append(Detections(original.boxes.cpu(), original.scores.cpu(), original.labels.cpu()))
         return there
-
-
-def detect(detector: Detector, images: Tensor, geometry: Geometry) -> list[Detections]:
-    """(B, 3, H, W) uint8 canvases -> each one's detections in canvas pixels."""
-    taps = detector.features(detector.normalise(images, geometry))
-    return detector.detect(detector.predict(taps.pyramid, geometry), geometry)
 
 
 def load(
@@ -105,12 +119,6 @@ def views_of(input: Mapping[str, Any], folder: str) -> ViewConfig:
         buckets=tuple((height, width) for height, width in input["buckets"]),
         flip=0.0,
     )
-
-
-def slices_of(input: Mapping[str, Any]) -> SliceConfig | None:
-    """How the student was evaluated: sliced or not."""
-    given = input.get("slices")
-    return None if given is None else SliceConfig(**{**given, "size": tuple(given["size"])})
 
 
 def _with_threshold(

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_sharding.batch import Geometry
-from kd.deploy import Predictor, detect
+from kd.deploy import Predictor, network
 from kd.detectors.base import Detections
 from kd.evaluation.coco import to_original
 from kd.export_resize import Resize
@@ -52,6 +52,8 @@ class Parity:
 class Graph(nn.Module):
     """What is written: one image in, tensors out."""
 
+    _sizes: Tensor
+
     def __init__(self, predictor: Predictor, height: int, width: int) -> None:
         super().__init__()
         self.detector = predictor.detector
@@ -64,7 +66,8 @@ class Graph(nn.Module):
         """(h, w, 3) uint8 -> boxes (n, 4), scores (n,), labels (n,)."""
         pixels = self._resize(image.permute(2, 0, 1).int()).float()
         padding = (0, self._canvas[1] - self._valid[1], 0, self._canvas[0] - self._valid[0])
-        found = detect(self.detector, F.pad(pixels, padding)[None], Geometry(self._canvas, self._sizes))[0]
+        geometry = Geometry(self._canvas, self._sizes)
+        found = self.detector.detect(network(self.detector, F.pad(pixels, padding)[None], geometry), geometry)[0]
         there = to_original(found, self._valid, self._image)
         return there.boxes, there.scores, there.labels
 
@@ -99,8 +102,8 @@ def compare(predictor: Predictor, session: Any, images: Sequence[Tensor]) -> Par
         box_error, score_error = max(box_error, errors[0]), max(score_error, errors[1])
     if not boxes:
         raise ValueError(
-            f"the student finds nothing in the {len(images)} image(s), so the ONNX graph cannot be checked; give images "
-            "with objects in them, or a lower score threshold"
+            f"the student finds nothing in the {len(images)} image(s), so the ONNX graph cannot be checked; give "
+            "images with objects in them, or a lower score threshold"
         )
     return Parity(images=len(images), boxes=boxes, box_error=box_error, score_error=score_error)
 

@@ -70,15 +70,11 @@ def tiles_of(height: int, width: int, config: SliceConfig) -> list[Tile]:
     is moved inwards to end at the border. After them the whole image, where that is asked for and is not one tile."""
     rows = _starts(height, config.size[0], config.overlap)
     columns = _starts(width, config.size[1], config.overlap)
-    tiles = [
-        Tile(x, y, min(x + config.size[1], width), min(y + config.size[0], height)) for y in rows for x in columns
-    ]
+    tiles = [Tile(x, y, min(x + config.size[1], width), min(y + config.size[0], height)) for y in rows for x in columns]
     return [*tiles, Tile(0, 0, width, height)] if config.whole and len(tiles) > 1 else tiles
 
 
-def sliced(
-    image: Tensor, look: Callable[[Sequence[Tensor]], Sequence[Detections]], config: SliceConfig
-) -> Detections:
+def sliced(image: Tensor, look: Callable[[Sequence[Tensor]], Sequence[Detections]], config: SliceConfig) -> Detections:
     """Detections of a large image (3, H, W). `look` finds objects in images of any sizes, each in its own pixels."""
     tiles = tiles_of(image.shape[1], image.shape[2], config)
     return merge(look([image[:, t.y1 : t.y2, t.x1 : t.x2] for t in tiles]), tiles, config)
