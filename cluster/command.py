@@ -44,13 +44,18 @@ def command(
     130: interrupted.
     """
     options = _parser(verb, about).parse_args(arguments)
+    return answered(lambda: _run(options, act), debug=options.debug)
+
+
+def answered(work: Callable[[], int], *, debug: bool) -> int:
+    """What `work` returns as the exit code; 1, 2 and 130 as `command` says, with what a person should read."""
     try:
-        return _run(options, act)
+        return work()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     except Exception as error:
-        if options.debug or not for_people(error):
+        if debug or not for_people(error):
             traceback.print_exc()
         else:
             sys.stderr.write(f"{error}\n")

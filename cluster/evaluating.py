@@ -15,7 +15,7 @@ from cluster.driver import follow, ray_started, require_resources, say, users_er
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
 from cluster.results import DETECTIONS, STUDENT
-from cluster.scoring import ground_truth, score
+from cluster.scoring import ground_truth, looks_per_image, score
 from cluster.terminal import progress
 from data_sharding.files import write_atomically
 from data_sharding.world import World
@@ -108,7 +108,10 @@ def work(job: Mapping[str, Any]) -> dict[str, float]:
     if world.rank != 0:
         return {}
     speed = measure(detector, val.views.view(0, 0).canvas)
-    numbers = found.metrics | {"parameters": float(speed.parameters), "ms_per_image": speed.milliseconds}
+    looks = looks_per_image(val, config.evaluation.slices)
+    numbers = found.metrics | {"parameters": float(speed.parameters), "ms_per_image": looks * speed.milliseconds}
+    if config.evaluation.slices is not None:
+        numbers["looks_per_image"] = looks
     results = to_coco_results(found.detections, info.categories)
     write_atomically(folder / DETECTIONS, json.dumps(results).encode())
     write_atomically(folder / METRICS, (json.dumps(numbers, indent=2) + "\n").encode())

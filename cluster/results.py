@@ -1,6 +1,7 @@
 """What a finished run leaves in its folder: the student alone, its detections, pictures and numbers."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from cluster import pictures
 from cluster.build import Split
 from cluster.config import RunConfig, evaluation_views
 from cluster.metric_log import MetricLog
-from cluster.scoring import Score
+from cluster.scoring import Score, looks_per_image
 from cluster.tracking import RunHandle
 from data_sharding.files import write_atomically
 from kd import student as student_files
@@ -46,7 +47,8 @@ def leave(
         for path in (picture, folder / STUDENT, folder / DETECTIONS):
             handle.add_file(path)
     speed = measure(student, val.views.view(0, 0).canvas)
-    facts = {"parameters": speed.parameters, "ms_per_image": speed.milliseconds, "gflops": speed.gflops}
+    milliseconds = speed.milliseconds * looks_per_image(val, config.evaluation.slices)
+    facts = {"parameters": speed.parameters, "ms_per_image": milliseconds, "gflops": speed.gflops}
     if log is not None:
         log.log(step, {f"student/{name}": float(value) for name, value in facts.items()})
     return {"metrics": found.metrics, **facts}
@@ -59,9 +61,10 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def _input_of(config: RunConfig) -> dict[str, Any]:
-    views = evaluation_views(config)
+    views, slices = evaluation_views(config), config.evaluation.slices
     return {
         "short_side": None if views.short_side is None else list(views.short_side),
         "long_side": views.long_side,
         "buckets": [list(b) for b in views.buckets],
+        "slices": None if slices is None else asdict(slices),
     }

@@ -1,17 +1,21 @@
 """Evaluate a detector on the validation split, each rank its share, the same numbers on every rank."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from cluster.build import Split
 from cluster.sections import EvaluationConfig
+from data_sharding.images import decode
 from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
+from kd.deploy import Predictor, network
 from kd.detectors.base import Detections, Detector
 from kd.evaluation import coco
 from kd.evaluation.coco import GroundTruth
+from kd.slicing import SliceConfig, sliced, tiles_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,12 @@ def ground_truth(split: Split, first: int | None = None) -> GroundTruth:
     return truth if first is None else truth.subset(sorted(truth.image_ids)[:first])
 
 
+def looks_per_image(split: Split, slices: SliceConfig | None) -> float:
+    """How many canvases a detector sees per image: 1, or tiles and the whole image."""
+    sizes = zip(split.dataset.heights.tolist(), split.dataset.widths.tolist(), strict=True)
+    return 1.0 if slices is None else statistics.mean(len(tiles_of(height, width, slices)) for height, width in sizes)
+
+
 @torch.no_grad()
 def score(
     detector: Detector,
@@ -46,29 +56,12 @@ def score(
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Run `detector`, in eval mode, over the split at `factor` times the student's resolution."""
+    looked = _look_sliced if config.slices is not None else _look
     found: dict[int, Detections] = {}
     total = min(len(split.dataset), first or len(split.dataset))
-    batches = evaluation_batches(
-        split.dataset, split.views, world=world, batch=config.batch, factor=factor, threads=threads, first=first
-    )
-    sizes = dict(
-        zip(
-            split.dataset.image_ids.tolist(),
-            zip(split.dataset.heights.tolist(), split.dataset.widths.tolist(), strict=True),
-            strict=True,
-        )
-    )
-    for batch in batches:
-        moved = batch.to(device)
-        taps = detector.features(detector.normalise(moved.images, moved.geometry))
-        outputs = detector.predict(taps.pyramid, moved.geometry)
-        valid = batch.geometry.sizes.tolist()
-        for image, size, detections in zip(
-            batch.image_ids, valid, detector.detect(outputs, moved.geometry), strict=True
-        ):
-            if image >= 0:
-                there = coco.to_original(detections, (size[0], size[1]), sizes[image])
-                found[image] = Detections(there.boxes.cpu(), there.scores.cpu(), there.labels.cpu())
+    share = Share(split=split, world=world, device=device, factor=factor, first=first, threads=threads)
+    for images in looked(detector, share, config):
+        found |= images
         if progress is not None:
             progress(min(len(found) * world.size, total), total)
     merged = coco.merge(part for part in world.gather(found) if isinstance(part, dict))
@@ -80,3 +73,52 @@ def score(
     shared = world.gather(metrics)[0]
     assert isinstance(shared, dict)
     return Score(metrics=shared, detections=merged if world.rank == 0 else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank looks at, and how."""
+
+    split: Split
+    world: World
+    device: torch.device
+    factor: int
+    first: int | None
+    threads: int
+
+
+def _look(detector: Detector, share: Share, config: EvaluationConfig) -> Iterator[dict[int, Detections]]:
+    """Every image once, in batches: image id -> detections in its own pixels."""
+    dataset = share.split.dataset
+    heights_widths = zip(dataset.heights.tolist(), dataset.widths.tolist(), strict=True)
+    sizes = dict(zip(dataset.image_ids.tolist(), heights_widths, strict=True))
+    batches = evaluation_batches(
+        dataset,
+        share.split.views,
+        world=share.world,
+        batch=config.batch,
+        factor=share.factor,
+        threads=share.threads,
+        first=share.first,
+    )
+    for batch in batches:
+        moved = batch.to(share.device)
+        looked = detector.detect(network(detector, moved.images, moved.geometry), moved.geometry)
+        found: dict[int, Detections] = {}
+        for image, size, detections in zip(batch.image_ids, batch.geometry.sizes.tolist(), looked, strict=True):
+            if image >= 0:
+                there = coco.to_original(detections, (size[0], size[1]), sizes[image])
+                found[image] = Detections(there.boxes.cpu(), there.scores.cpu(), there.labels.cpu())
+        yield found
+
+
+def _look_sliced(detector: Detector, share: Share, config: EvaluationConfig) -> Iterator[dict[int, Detections]]:
+    """The same, tile by tile."""
+    assert config.slices is not None
+    dataset = share.split.dataset
+    predictor = Predictor(detector, share.split.views.config, batch=config.batch, factor=share.factor)
+    wanted = sorted(range(len(dataset)), key=lambda i: int(dataset.image_ids[i]))[: share.first]
+    for position in wanted[share.world.rank :: share.world.size]:
+        record = dataset.record(position)
+        image = decode(record.image, record.file_name)
+        yield {record.image_id: sliced(image, predictor, config.slices)}

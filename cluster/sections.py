@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kd.slicing import SliceConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
@@ -78,6 +80,9 @@ class EvaluationConfig:
     """Edges in pixels of the finer size classes: (0, 8], (8, 16], (16, 32], beside COCO's own."""
     views: EvaluationViews | None = None
     """null: the training views without crop, flip and jitter, at their largest short side."""
+    slices: SliceConfig | None = None
+    """Look at overlapping tiles, each rendered as an image of its own, and join what they show; null: at each image
+    once. Scores are of whole images either way."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.batch < 1:

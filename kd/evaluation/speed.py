@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +27,22 @@ class Speed:
     """10^9 floating point operations of convolutions and matrix products (a multiply-add is two)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Seconds of something that was run again and again."""
+
+    first: float
+    """The first run: compilation and caches too. In none of the other numbers."""
+    median: float
+    fastest: float
+    slowest: float
+
+
 def measure(detector: Detector, canvas: tuple[int, int], repeats: int = 20) -> Speed:
     """Run `detector`, where it is, on one noise image of (H, W) `canvas`.
 
     Decoding time depends on how many locations pass the score threshold: measure trained weights.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
     device = detector.mean.device
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 3, *canvas), dtype=torch.uint8, generator=noise).to(device)
@@ -40,12 +50,21 @@ def measure(detector: Detector, canvas: tuple[int, int], repeats: int = 20) -> S
     with torch.no_grad(), evaluating(detector):
         with FlopCounterMode(display=False) as flops:
             _detect(detector, images, geometry)
-        times = [_timed(detector, images, geometry) for _ in range(_WARM_UP + repeats)]
+        found = latency(lambda: _detect(detector, images, geometry), device, repeats)
     return Speed(
         parameters=sum(p.numel() for p in detector.parameters()),
-        milliseconds=1000 * statistics.median(times[_WARM_UP:]),
+        milliseconds=1000 * found.median,
         gflops=flops.get_total_flops() / 1e9,
     )
+
+
+def latency(work: Callable[[], object], device: torch.device, repeats: int = 20) -> Latency:
+    """Time `work` `repeats` times after some runs to warm up, waiting for the GPU on both sides of each."""
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    times = [_timed(work, device) for _ in range(_WARM_UP + repeats)]
+    counted = times[_WARM_UP:]
+    return Latency(first=times[0], median=statistics.median(counted), fastest=min(counted), slowest=max(counted))
 
 
 def _detect(detector: Detector, images: torch.Tensor, geometry: Geometry) -> list[Detections]:
@@ -53,12 +72,12 @@ def _detect(detector: Detector, images: torch.Tensor, geometry: Geometry) -> lis
     return detector.detect(detector.predict(taps.pyramid, geometry), geometry)
 
 
-def _timed(detector: Detector, images: torch.Tensor, geometry: Geometry) -> float:
-    """Seconds of one run, waiting for the GPU on both sides."""
-    _wait(images.device)
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run."""
+    _wait(device)
     start = time.perf_counter()
-    _detect(detector, images, geometry)
-    _wait(images.device)
+    work()
+    _wait(device)
     return time.perf_counter() - start
 
 
