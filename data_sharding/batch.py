@@ -32,9 +32,9 @@ class Outputs:
 
     def detach(self) -> "Outputs":
         """The same values, cut off from the graph."""
-        rois = (None if x is None else x.detach() for x in (self.roi_logits, self.roi_deltas))
-        maps = (self.class_logits, self.box_deltas, self.centerness)
-        return Outputs(*(tuple(x.detach() for x in levels) for levels in maps), self.proposals, *rois)
+        maps = {n: tuple(x.detach() for x in getattr(self, n)) for n in ("class_logits", "box_deltas", "centerness")}
+        rois = {n: None if (x := getattr(self, n)) is None else x.detach() for n in ("roi_logits", "roi_deltas")}
+        return replace(self, **maps, **rois)
 
 
 @dataclass(frozen=True)
