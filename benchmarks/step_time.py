@@ -73,16 +73,16 @@ class Preset:
     """Timed per mode and round."""
 
 
-R18 = fcos.Config(backbone=resnet.Config(depth=18, norm="group"), width=64, head_depth=2, levels=(2, 3, 4, 5))
+SMALL = fcos.Config(backbone=mobilenetv2.Config(width_mult=0.5, norm="batch"), width=64, head_depth=2, levels=(2, 3, 4))
 PRESETS: Mapping[str, Preset] = {
-    # ResNet-18 at 128 x 128, taught by one at 256 x 256: the size of pair that `make demo` trains.
+    # The pair of `make demo`: 128 x 128 taught at 256 x 256.
     "demo": Preset(
-        data=digits.Config(train=64, val=1, test=1),
-        views=ViewConfig(count=2, short_side=(128,), scale=(0.75, 1.0), flip=0.0, buckets=((128, 128),)),
-        student=R18,
-        teacher=R18,
+        data=digits.Config(objects=(16, 32), train=64, val=1, test=1),
+        views=ViewConfig(count=1, short_side=(128,), flip=0.0, buckets=((128, 128),)),
+        student=SMALL,
+        teacher=replace(SMALL, levels=(3, 4, 5)),
         codec="fp32",
-        batch=8,
+        batch=16,
         steps=2,
     ),
     # An edge student at 640 x 640, a ResNet-50 with a wide pyramid at 1280 x 1280.

@@ -35,6 +35,8 @@ DEFAULTS = {"one_stage": (0.01, 0.2, 0.05), "two_stage": (0.07, 0.5, 0.2)}
 class Sdf:
     """The scale-decoupled feature module."""
 
+    on: Literal["c5", "pyramid"] = "c5"
+    """What it compares: c5 as in the paper, or every pyramid level (summed), where a small object still has cells."""
     width: int = 256
     """Channels after the adapter."""
     token_width: int = 256
@@ -145,10 +147,14 @@ class Loss(Method):
         super().__init__()
         chosen = zip((config.alpha, config.beta, config.gamma), DEFAULTS[pair.student.family], strict=True)
         self.alpha, self.beta, self.gamma = (default if own is None else own for own, default in chosen)
-        self.box_loss = config.box_loss
+        self.box_loss, self.on = config.box_loss, config.sdf.on
+        if self.on == "pyramid":
+            same_levels(pair.student.strides, pair.teacher.strides)
+            channels = pair.student.pyramid_channels, pair.teacher.pyramid_channels
+        else:
+            channels = pair.student.c5_channels, pair.teacher.c5_channels
         self.features = DecoupledError(
-            pair.student.c5_channels,
-            pair.teacher.c5_channels,
+            *channels,
             config.sdf.width,
             config.sdf.token_width,
             config.sdf.dilations,
@@ -160,8 +166,9 @@ class Loss(Method):
     def losses(self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: Advice) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.alpha:
-            error = self.features(_c5(student, "student"), _c5(teacher, "teacher").detach())
-            terms["feat"] = self.alpha * share_of_mean(error, batch.totals["images"])
+            pairs = zip(_maps(student, self.on, "student"), _maps(teacher.detach(), self.on, "teacher"), strict=True)
+            levels = [share_of_mean(self.features(s, t), batch.totals["images"]) for s, t in pairs]
+            terms["feat"] = self.alpha * torch.stack(levels).sum()
         weights = {name: weight for name, weight in (("cls", self.beta), ("box", self.gamma)) if weight}
         if weights:
             if advice.outputs is None:
@@ -230,7 +237,10 @@ def _rates(csa: Csa, stride: int) -> tuple[int, ...]:
     return csa.rates[level] if csa.multi_scale else csa.rates[level][:1]
 
 
-def _c5(taps: Taps, whose: str) -> Tensor:
+def _maps(taps: Taps, on: Literal["c5", "pyramid"], whose: str) -> tuple[Tensor, ...]:
+    """The maps that the scale-decoupled features are made of."""
+    if on == "pyramid":
+        return taps.pyramid
     if taps.c5 is None:
         raise ValueError(f"scalekd's feature loss needs the {whose}'s c5, which these taps lack")
-    return taps.c5
+    return (taps.c5,)
