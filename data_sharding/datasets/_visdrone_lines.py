@@ -59,7 +59,7 @@ def _line(number: int, text: str, name: str, size: tuple[int, int] | None, probl
     return Line(number, box, category, bool(score))
 
 
-_FAR = 1 << 20
+_FAR = 1 << 19
 
 
 def _whole(field: str) -> int | None:

@@ -1,6 +1,9 @@
 """Promises of the COCO reader: every label arrives as it was meant, and unusable files are refused in one message."""
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -259,8 +262,14 @@ def test_hit_uav_dont_care_becomes_regions() -> None:
 
 
 @needs_hit_uav
-def test_hit_uavs_native_json_is_refused_with_a_hint() -> None:
+def test_hit_uavs_native_json_is_refused_with_the_command_that_rewrites_it(tmp_path: Path) -> None:
     root = DATA / "hit_uav/normal_json"
     config = coco.Config(train=coco.Split(images=root / "train", annotations=root / "annotations/train.json"))
-    with pytest.raises(ValueError, match=r"is not COCO: .*'annotation'.*HIT-UAV's native layout"):
+    with pytest.raises(ValueError, match=r"is not COCO: .*'annotation'.*HIT-UAV's native layout") as told:
         coco.source(config, "train")
+    command = next(line for line in str(told.value).splitlines() if line.strip().startswith("python -c"))
+    words = shlex.split(command)
+    subprocess.run([sys.executable, *words[1:-1], str(tmp_path / words[-1])], check=True)
+    rewritten = coco.Split(images=root / "train", annotations=tmp_path / "instances.json")
+    source = coco.source(coco.Config(train=rewritten, ignore_categories=("DontCare",)), "train")
+    assert (source.count, source.problems.found) == (677, [])

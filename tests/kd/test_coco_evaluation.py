@@ -121,6 +121,20 @@ def test_detections_in_crowds_and_ignored_regions_count_neither_way(kind: str) -
     assert evaluate(truth, {1: person}, per_class=True)["AP_class/person"] == -1
 
 
+def test_difficult_objects_need_not_be_found_and_finding_one_is_no_mistake() -> None:
+    car, hard = [0, 0, 40, 40], [100, 100, 150, 150]
+    truth = GroundTruth.from_records([record(1, [car, hard], [0, 0], difficult=np.array([False, True]))], CLASSES)
+    missed = evaluate(truth, {1: found([car], [0], [0.5])})
+    assert (missed["AP"], missed["AR100"]) == (pytest.approx(1.0), pytest.approx(1.0))
+    both = found([car, hard], [0, 0], [0.5, 0.9])
+    assert evaluate(truth, {1: both})["AP"] == pytest.approx(1.0)
+    # A part of a difficult object is not the object, unlike a part of a crowd.
+    inside = found([car, [110, 110, 130, 130]], [0, 0], [0.5, 0.9])
+    assert evaluate(truth, {1: inside})["AP"] < 0.6
+    only = GroundTruth.from_records([record(1, [hard], [0], difficult=np.array([True]))], CLASSES)
+    assert evaluate(only, {1: found([hard], [0])})["AP"] == -1
+
+
 def test_the_first_annotation_counts_too() -> None:
     # pycocotools takes a ground truth id of 0 for `no match`; ours begin at 1, whatever the records say.
     truth = GroundTruth.from_records([record(0, [[0, 0, 40, 40]], [0])], CLASSES)
