@@ -5,6 +5,7 @@ accelerator and can take down a controller that has none).
 """
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -80,6 +81,8 @@ class ZeroEngine:
     def step(self) -> float | None:
         if self.stage == 0:  # whole gradients on every rank: clipped as the plain engine does, bit for bit
             norm = clip_gradients(self.groups, self._clip_norm)
+            if not math.isfinite(norm):
+                return norm
             self._engine.step()
             self._waiting = False
             return norm

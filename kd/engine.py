@@ -4,6 +4,7 @@ The convention that makes one rank, many ranks and accumulation agree: a loss is
 global batch's loss, and an engine *sums* the gradients of the shares over micro-batches and ranks.
 """
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -37,7 +38,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> float | None:
-        """After the last micro-batch: reduce, clip, step, clear. The gradient's norm before clipping, if known."""
+        """After the last micro-batch: reduce, clip, step, clear. The gradient's norm before clipping, if known; whoever
+        gets one that is not finite (or -1) must not go on with these weights."""
         ...
 
     def forget(self, part: str) -> None:
@@ -89,7 +91,8 @@ class PlainEngine:
                 groups = [g for g in self.groups if g["name"].startswith("methods") == own]
                 self._sum_gradients([p for group in groups for p in group["params"]])
         norm = clip_gradients(self.groups, self._config.clip_norm)
-        self.optimizer.step()
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -1,5 +1,6 @@
 """One optimizer step: counts, teachers, forward and backward of every micro-batch, the check, the step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from kd.teacher import Teacher
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss term, or an assistant's gradient, became NaN or infinite; nothing was stepped on it."""
+    """A loss term or a gradient became NaN or infinite: the weights are not worth keeping a checkpoint of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,12 @@ def train_step(
     losses = _checked(sums, batches, step, world)
     with clock.section("optimizer"):
         norm = engine.step()
+    # DeepSpeed's way of telling it is -1.
+    if norm is not None and not 0 <= norm < math.inf:
+        raise NonFiniteLoss(
+            f"step {step}: the gradient's norm is {norm} though every loss is finite; the run ends here, its last "
+            "checkpoint is sound. Lower optim.lr, set optim.clip_norm, or start the method later"
+        )
     return StepReport(losses=losses, rates=rates, norm=norm)
 
 
@@ -102,41 +109,25 @@ def _learn(
     progress: float,
     clock: Clock,
 ) -> dict[str, Tensor]:
-    """Forward and backward of every micro-batch; this rank's terms, summed over them."""
+    """Forward and backward of every micro-batch; this rank's terms, summed over them.
+
+    With accumulation, an assistant that advises after its step must see all micro-batches first: a rehearsal, one
+    forward of the student more, without gradient. With one micro-batch it learns inside the student's own forward.
+    """
     sums: dict[str, Tensor] = {}
-    _rehearse(engine, batches, taught, assistants, progress, clock, sums)
-    for number, batch in enumerate(batches):
-        moment = Moment(progress=progress, last=number == len(batches) - 1, single=len(batches) == 1, clock=clock)
-        with clock.section("student"):
-            losses = engine(batch, taught[number], assistants, moment)
-            engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
-        _add(sums, losses)
+    single = len(batches) == 1
+    refreshing = any(trainer.assistant.refresh for trainer in assistants.values())
+    for rehearsal in (True, False) if refreshing and not single else (False,):
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            moment = Moment(progress=progress, last=last, single=single, rehearsal=rehearsal, clock=clock)
+            with clock.section("assistant" if rehearsal else "student"):
+                losses = engine(batch, taught[number], assistants, moment)
+                if not rehearsal:
+                    engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
+            for name, value in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach().float()
     return sums
-
-
-def _rehearse(
-    engine: Engine,
-    batches: Sequence[Batch],
-    taught: Sequence[Mapping[str, Taps]],
-    assistants: Mapping[str, AssistantTrainer],
-    progress: float,
-    clock: Clock,
-    sums: dict[str, Tensor],
-) -> None:
-    """With accumulation, an assistant that advises after its step must see all micro-batches first: one forward of
-    the student more, without gradient. With one micro-batch it learns inside the student's own forward."""
-    if len(batches) == 1 or not any(trainer.assistant.refresh for trainer in assistants.values()):
-        return
-    for number, batch in enumerate(batches):
-        last = number == len(batches) - 1
-        moment = Moment(progress=progress, last=last, single=False, rehearsal=True, clock=clock)
-        with clock.section("assistant"):
-            _add(sums, engine(batch, taught[number], assistants, moment))
-
-
-def _add(sums: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
-    for name, value in losses.items():
-        sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach().float()
 
 
 def _checked(sums: dict[str, Tensor], batches: Sequence[Batch], step: int, world: World) -> dict[str, float]:

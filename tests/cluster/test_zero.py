@@ -334,6 +334,28 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_optimizer(
     assert answers[0]["message"] == answers[1]["message"]
 
 
+def break_gradient(world: World, run: Run) -> str:
+    """Do a step in which rank 1's gradient is not finite though every loss is; what is told, on a rank."""
+    parts = runs.build(run, world)
+    if world.rank == 1:
+        parts.engine.distiller.student.get_parameter("fpn.layer_blocks.0.0.weight").register_hook(
+            lambda g: g * math.nan
+        )
+    try:
+        parts.do(0)
+    except NonFiniteLoss as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all_before_a_checkpoint(kind: Kind) -> None:
+    """At stages 1 to 3 DeepSpeed has stepped by then; what counts is that such weights are never saved."""
+    told = ranks()(break_gradient, Run(kind=kind))
+    assert told[0] == told[1]
+    assert told[0].startswith("step 0: the gradient's norm is ")
+
+
 # ---- bfloat16
 
 

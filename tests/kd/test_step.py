@@ -156,6 +156,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(name: str, accumul
     assert torch.equal(advisers, runs.weights(parts.assistants))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_a_gradient_that_is_not_finite_though_the_loss_is_stops_before_the_optimizer(
+    value: float, clip_norm: float | None
+) -> None:
+    parts = runs.build(Run(optim=replace(ADAMW, clip_norm=clip_norm)), World())
+    parts.do(0)
+    before = parts.engine.student_state()
+    next(parts.engine.distiller.student.parameters()).register_hook(lambda gradient: gradient * value)
+    with pytest.raises(NonFiniteLoss, match=r"step 1: the gradient's norm is (nan|inf)"):
+        parts.do(1)
+    assert runs.same(before, parts.engine.student_state())
+
+
 # ---- the report
 
 
