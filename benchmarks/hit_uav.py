@@ -7,132 +7,24 @@ all with seed 1, ... Every finished row is stored at once; the same command goes
 """
 
 import argparse
-import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.hit_uav_presets import Preset, doubled, presets
 from benchmarks.paired import table
 from benchmarks.plain_run import Run, Setup, Teaching, evaluate, fill_cache, keep_freed_memory, train
+from benchmarks.store import Store, fingerprint
 from data_sharding.datasets import coco
-from data_sharding.files import write_atomically
-from data_sharding.views import ViewConfig
 from kd import student as student_files
-from kd.backbones import mobilenetv2
-from kd.detectors import fcos
-from kd.methods import fitnet, pkd, scalekd
-from kd.methods.base import MethodConfig
-from kd.optimise import OptimConfig
 
 ROOT = Path(__file__).parent.parent
 PLAIN, EQUAL_TIME = "plain", "plain_equal_time"
 COLUMNS = ("AP", "AP_small", "AP50", "cpu_seconds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Everything that a size decides. Views are the student's; the teacher sees the same at twice the pixels."""
-
-    views: ViewConfig
-    evaluation: ViewConfig
-    student: fcos.Config
-    teacher: fcos.Config
-    """One level coarser than the student: at twice the pixels, its cells and the objects that each answers for are
-    then exactly the student's."""
-    student_optim: OptimConfig
-    teacher_optim: OptimConfig
-    methods: Mapping[str, MethodConfig]
-    device: str
-    clock: str
-    """What `plain_equal_time` equals: `seconds`, or `cpu_seconds` where other programs share the processor."""
-
-
-def presets(weights: str) -> dict[str, Preset]:
-    """The sizes by name. `weights`: ImageNet weights of torchvision's MobileNetV2."""
-    backbone = mobilenetv2.Config(norm="frozen", weights=weights)
-    optim = OptimConfig(
-        optimizer="adamw", lr=1e-3, backbone_lr=0.25, weight_decay=0.05, batch=16, warmup=50,
-        schedule="flat_cosine", flat=0.75, clip_norm=10.0,
-    )  # fmt: skip
-    small = fcos.Config(backbone=backbone, width=32, head_depth=2, levels=(2, 3, 4))
-    full = fcos.Config(backbone=backbone, width=96, head_depth=2, levels=(2, 3, 4, 5))
-    whole = ViewConfig(count=2, short_side=(256,), long_side=320, flip=0.5, buckets=((256, 384),))
-    plain = replace(whole, count=1, flip=0.0)
-    return {
-        "cpu": Preset(
-            # Tiles of the sensor's 256 x 256 px, three of four on an object: cheap steps that are full of objects.
-            views=ViewConfig(count=6, crop=(256, 256), short_side=(128,), flip=0.5, buckets=((128, 128),)),
-            evaluation=plain,
-            student=small,
-            teacher=replace(small, width=64, levels=(3, 4, 5)),
-            student_optim=replace(optim, steps=600),
-            teacher_optim=replace(optim, steps=800),
-            # Weights that make the feature terms a fifth to a whole of the task loss, found on another seed in half
-            # as many steps: the papers' own (2 and 10) are several times the task loss here. ScaleKD's are the paper's;
-            # CSA has 600 steps to learn in, not 90k, and a pyramid of 32 channels.
-            methods={
-                "fitnet": fitnet.Config(weight=0.1),
-                "pkd": pkd.Config(alpha=2.0),
-                "scalekd": scalekd.Config(
-                    freeze=0.0,
-                    csa=scalekd.Csa(heads=2, rates=((2, 1), (1, 1), (1, 1)), learning_rate=3e-3, refresh=False),
-                ),
-            },
-            device="cpu",
-            clock="cpu_seconds",
-        ),
-        "gpu": Preset(
-            views=whole,
-            evaluation=plain,
-            student=full,
-            teacher=replace(full, width=128, head_depth=4, levels=(3, 4, 5, 6)),
-            student_optim=replace(optim, lr=1e-3, steps=3000, warmup=200),
-            teacher_optim=replace(optim, lr=1e-3, steps=3000, warmup=200),
-            methods={"fitnet": fitnet.Config(), "pkd": pkd.Config(), "scalekd": scalekd.Config()},
-            device="cuda",
-            clock="seconds",
-        ),
-    }
-
-
-@dataclass(frozen=True)
-class Store:
-    """The results, one file that is there whole or not at all."""
-
-    path: Path
-    settings: str
-    """Fingerprint of the preset: rows of other settings are not compared."""
-
-    def read(self) -> dict[str, Any]:
-        """What is stored; ValueError where it was made with other settings."""
-        if not self.path.exists():
-            return {"settings": self.settings, "teacher": None, "rows": []}
-        found = json.loads(self.path.read_text())
-        if found["settings"] != self.settings:
-            raise ValueError(
-                f"{self.path.name} holds results of other settings ({found['settings']}, this script now has "
-                f"{self.settings}); rename or delete it to begin anew"
-            )
-        return found
-
-    def write(self, content: dict[str, Any]) -> None:
-        """Replace all of it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
-
-    def has(self, method: str, seed: int) -> bool:
-        """Whether this row is done."""
-        return any((row["method"], row["seed"]) == (method, seed) for row in self.read()["rows"])
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        content = self.read()
-        self.write(content | {"rows": [*content["rows"], row]})
 
 
 def main() -> None:
@@ -143,11 +35,15 @@ def main() -> None:
     began = time.perf_counter()
     preset = presets(str(options.weights))[options.size]
     path = options.results or ROOT / "benchmarks" / "results" / f"hit_uav_{options.size}.json"
-    store = Store(path, fingerprint(presets("weights")[options.size]))
+    names = presets("weights")[options.size]  # settings without paths
+    store = Store(path, fingerprint(replace(names, methods={})))
     setup = _setup(preset, options)
     ensure_teacher(setup, preset, store)
     for method, seed in rounds(preset, options.seeds):
-        if store.has(method, seed):
+        told = fingerprint(names.methods.get(method))
+        if (done := store.row(method, seed)) is not None:
+            if done["settings"] != told:
+                raise ValueError(f"{path.name}: {method}, seed {seed} was made with other settings; take that row out")
             continue
         if options.minutes is not None and not _fits(
             store, method, options.minutes - (time.perf_counter() - began) / 60
@@ -155,7 +51,7 @@ def main() -> None:
             print(f"stopped before {method}, seed {seed}: no time left for it; the same command goes on with it")
             break
         row = _row(train(of_row(setup, preset, store, method, seed)), method, seed)
-        store.add(row)
+        store.add(row | {"settings": told})
         print(_told(row), flush=True)
     show(store)
 
@@ -176,11 +72,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fingerprint(preset: Preset) -> str:
-    """Short name of a preset's settings, without paths."""
-    return hashlib.sha256(repr(preset).encode()).hexdigest()[:12]
-
-
 def _setup(preset: Preset, options: argparse.Namespace) -> Setup:
     """The plain student."""
 
@@ -196,16 +87,6 @@ def _setup(preset: Preset, options: argparse.Namespace) -> Setup:
         detector=preset.student,
         optim=preset.student_optim,
         device=preset.device,
-    )
-
-
-def doubled(views: ViewConfig) -> ViewConfig:
-    """The same views at twice the pixels."""
-    return replace(
-        views,
-        short_side=None if views.short_side is None else tuple(2 * side for side in views.short_side),
-        long_side=2 * views.long_side,
-        buckets=tuple((2 * height, 2 * width) for height, width in views.buckets),
     )
 
 
@@ -250,7 +131,7 @@ def of_row(setup: Setup, preset: Preset, store: Store, method: str, seed: int) -
     """The settings of one row."""
     if method in preset.methods:
         teaching = Teaching(folder=teacher_folder(setup), factor=2, align="shift")
-        taught = replace(setup, seed=seed, methods={method: preset.methods[method]}, teaching=teaching)
+        taught = replace(setup, seed=seed, methods=preset.methods[method], teaching=teaching)
         fill_cache(taught)
         return taught
     if method == PLAIN:

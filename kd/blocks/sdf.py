@@ -79,12 +79,14 @@ class DecoupledError(nn.Module):
     """|e_T - e_S|^2 at every position, summed over channels, with both sides' adapters and branches.
 
     `teacher_side` (ambiguity S10): `frozen` at random weights drawn from `seed`; `shared`, the student's own module
-    without gradient, tokens standardised; or `trained` too, where both sides can agree on a constant.
+    without gradient, tokens standardised; or `trained` too, where both sides can agree on a constant. With
+    `same_start` the student's side of a frozen teacher's begins at the same weights, as far as the shapes are the
+    same: the error then tells the maps apart, not two random networks.
     """
 
     def __init__(
         self, student: int, teacher: int, width: int, token_width: int, dilations: tuple[int, ...], *,
-        weight_sharing: bool, teacher_side: TeacherSide, seed: int,
+        weight_sharing: bool, teacher_side: TeacherSide, seed: int, same_start: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         sdf = (width, token_width, dilations, weight_sharing)
@@ -98,6 +100,10 @@ class DecoupledError(nn.Module):
             for name, module in (("adapter", self.teacher_adapter), ("sdf", self.teacher_sdf)):
                 if module is not None:
                     freeze_orthogonal(module, _seed(name, teacher, *sdf, seed))
+        if same_start and self.teacher_adapter is not None and self.teacher_sdf is not None:
+            self.student_sdf.load_state_dict(self.teacher_sdf.state_dict())
+            if student == teacher:
+                self.student_adapter.load_state_dict(self.teacher_adapter.state_dict())
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """(B, C_student, H, W) and (B, C_teacher, H, W), the latter without gradient -> (B, H, W)."""

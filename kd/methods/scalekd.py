@@ -48,6 +48,9 @@ class Sdf:
     """The teacher's side: frozen at orthogonal weights drawn from `seed`; the student's own module without gradient,
     tokens normalised; or trained as well, which can collapse."""
     seed: int = 0
+    same_start: bool = True
+    """The student's side begins as the frozen teacher's, as far as their widths agree; off: at random weights of its
+    own, through which the first hundreds of steps teach little."""
 
     def __post_init__(self) -> None:
         if self.width < 4 or self.width % 4 or self.token_width < 1:
@@ -161,6 +164,7 @@ class Loss(Method):
             weight_sharing=config.sdf.weight_sharing,
             teacher_side=config.sdf.teacher,
             seed=config.sdf.seed,
+            same_start=config.sdf.same_start and config.sdf.teacher == "frozen",
         )
 
     def losses(self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: Advice) -> dict[str, Tensor]:
