@@ -77,11 +77,11 @@ class Batch:
     """(B, 3, H, W) uint8 RGB, zero outside the valid area."""
     geometry: Geometry
     boxes: tuple[Tensor, ...]
-    """Per image (N, 4) float32 as x1 y1 x2 y2 in canvas pixels; crowds are not in here."""
+    """Per image (N, 4) float32 as x1 y1 x2 y2 in canvas pixels; crowds and difficult objects are not."""
     labels: tuple[Tensor, ...]
     """Per image (N,) int64 class ids in [0, K)."""
     ignore: tuple[Tensor, ...]
-    """Per image (R, 4) float32: crowds and ignored regions, in canvas pixels."""
+    """Per image (R, 4) float32, in canvas pixels: ignored regions, crowds, difficult and hardly visible objects."""
     image_ids: tuple[int, ...]
     views: tuple[int, ...]
     """The view's index of each image."""

@@ -47,9 +47,10 @@ def pack(
     holds whole records, at most `shard_bytes` of them unless one alone is larger. What was wrong and is left out, and
     what was irregular, stands in `problems.json` beside the shards.
 
-    Raises ValueError where labels or images are unusable and `on_bad` is stop, once all were looked at; where `folder`
-    holds another data set, split or shard size, where the source changed since, or where two records share an id;
-    BlockingIOError where another process is packing into the same folder.
+    Where `on_bad` is stop, ValueError tells of all unusable labels and image headers before anything is packed, and of
+    all images that cannot be decoded after reading them all. It is also raised where `folder` holds another data set,
+    split or shard size, where the source changed since, or where two records share an id; BlockingIOError where
+    another process is packing into the same folder.
     """
     folder, source, categories = Path(folder), module.source(dataset_config, split), module.categories(dataset_config)
     (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)

@@ -102,9 +102,9 @@ def report(split: str, on_bad: OnBad, found: Iterable[Problem]) -> bytes:
         "notes": sum(p.costs == "nothing" for p in listed),
         "kinds": dict(Counter(p.kind for p in listed)),
     }
-    lines = ",\n".join(f"  {json.dumps(asdict(p))}" for p in listed)
+    lines = ",".join(f"\n  {json.dumps(asdict(p))}" for p in listed)
     start = json.dumps(head, indent=1).removesuffix("\n}")
-    return f'{start},\n "problems": [\n{lines}\n ]\n}}\n'.encode()
+    return f'{start},\n "problems": [{lines}]\n}}\n'.encode()
 
 
 def read_report(folder: Path) -> dict[str, Any]:

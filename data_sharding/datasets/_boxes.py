@@ -35,10 +35,8 @@ def box_problem(corners: Sequence[float], width: int, height: int) -> str:
         return "box without area"
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         return "box outside the image"
-    if (
-        min(min(x2, width) - max(x1, 0.0), min(y2, height) - max(y1, 0.0)) > _SURELY_SEEN
-        and max(width, height) < _SMALL
-    ):
+    seen = min(min(x2, width) - max(x1, 0.0), min(y2, height) - max(y1, 0.0))
+    if seen > _SURELY_SEEN and max(width, height) < _SMALL:
         return ""
     # What is left of it may vanish when it is rounded to float32.
     inside = clip([list(corners)], width, height)[0]

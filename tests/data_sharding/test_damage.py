@@ -27,7 +27,7 @@ from tests.data_sharding.formats import (
     voc_xml,
 )
 
-CASES = 700
+CASES = 600
 NASTY: list[Any] = [
     *(None, True, -1, 0, 1.5, 1e308, math.nan, math.inf, -math.inf, 10**400, 2**63, -(2**63) - 1),
     *("", "x", "../../etc/passwd", "/etc/passwd", "a\0b", "\ud800", "y" * 5000, [], {}, [[]], [math.nan] * 4),
@@ -41,10 +41,10 @@ def _read(data: Format) -> list[Record] | str:
     """Every record, each of them sound; or what the user is told."""
     try:
         records = list(data.module.records(data.config, "train"))
-    except BadImage as error:  # the packer makes its one message of these
-        return str(error)
     except ValueError as error:
-        assert for_people(error), repr(error)
+        # The packer makes its one message of bad images; everything else must be a message that our code raised.
+        if not isinstance(error, BadImage) and not for_people(error):
+            raise
         return str(error)
     for record in records:
         require_sound(record)

@@ -134,7 +134,7 @@ def test_duplicates_cost_what_is_not_clear(tmp_path: Path) -> None:
     content["annotations"].append(dict(content["annotations"][0]))
     data.labels.write_text(json.dumps(content))
     source = data.module.source(data.config, "train")
-    # An equal repeat costs nothing else; of one id with two files nobody knows whose the labels are; a file counts once.
+    # An equal repeat costs nothing else; of two files with one id nobody knows whose labels these are; one file is one.
     assert [r.file_name for r in source] == ["a.jpg", "c.jpg", "d.jpg"]
     assert labels_of(list(source)) == expected(without="b")
     kinds = [p.kind for p in source.problems.found]

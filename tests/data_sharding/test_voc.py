@@ -75,7 +75,7 @@ def test_classes_are_found_in_all_splits_and_sorted(tmp_path: Path) -> None:
     assert [(c.id, c.name) for c in voc.categories(config)] == [(1, "ant"), (2, "zebra")]
     record = list(voc.records(config, "train"))[1]
     assert (record.labels.tolist(), len(record.ignore_regions)) == ([1], 1)
-    with pytest.raises(ValueError, match="no class is named in data.classes"):
+    with pytest.raises(ValueError, match="no class is named"):
         voc.categories(replace(_config(tmp_path / "c"), classes=()))
     with pytest.raises(ValueError, match="must stand once"):
         voc.categories(replace(config, classes=("ant", "ant")))
@@ -133,7 +133,7 @@ def test_document_types_are_refused_before_entities_unfold(xml: str) -> None:
 
 @pytest.mark.parametrize("xml", ["", "<annotation>", "<html/>", "no xml", '<?xml version="1.0" encoding="x"?><a/>'])
 def test_what_is_not_vocs_xml_is_refused(xml: str) -> None:
-    with pytest.raises(ValueError, match="not XML|not VOC's XML"):
+    with pytest.raises(ValueError, match=r"not XML|not VOC's XML"):
         parse(xml.encode())
 
 
