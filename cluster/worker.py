@@ -3,11 +3,11 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,16 +16,17 @@ from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
+from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
 from data_sharding.loader import Loader
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
 from kd.optimise import Ema
 from kd.step import train_step
-from kd.teacher import CachedTeacher, Teacher, aligned_shapes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +52,36 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(device, torch.device)
     # A recipe or a loss that cannot go on fails on every rank and would fail again: returned, not raised, so that Ray
     # does not restart the workers for it.
-    worker, refused = None, ""
     try:
-        worker = Worker(Job(**job), world, device)
-    except ValueError as error:
-        refused = str(error)
-    told = [text for text in world.gather(refused) if text]
-    if told or worker is None:
-        return {results.STOPPED: told[0]}
-    try:
+        worker = agreed(world, lambda: Worker(Job(**job), world, device))
+        worker.start()
         return worker.run()
     except (ConfigError, FloatingPointError) as error:
         return {results.STOPPED: str(error)}
 
 
+def agreed(world: World, act: Callable[[], T]) -> T:
+    """The result of `act`, which must not wait for other ranks. Where it raised a ValueError on any rank, every rank
+    raises that as a ConfigError: nobody waits for one that has left."""
+    made, refused = None, ""
+    try:
+        made = act()
+    except ValueError as error:
+        refused = str(error) or repr(error)
+    told = [text for text in world.gather(refused) if text]
+    if told or made is None:
+        raise ConfigError(str(told[0]))
+    return made
+
+
 class Worker:
     """One rank of a run."""
 
+    engine: Engine
+    """There after `start`."""
+
     def __init__(self, job: Job, world: World, device: torch.device) -> None:
+        """Everything that a rank can do alone."""
         self.config = check(job.tree, source=job.folder)
         self.folder, self.world, self.device = Path(job.folder), world, device
         self.handle = RunHandle(*job.run) if job.run is not None and world.rank == 0 else None
@@ -77,13 +90,21 @@ class Worker:
         self.categories = self.train.dataset.categories
         self.student = build.build_student(self.config, len(self.categories)).to(device)
         self.replica = build.build_student(self.config, len(self.categories)).to(device).eval()
-        self._teach()
-        taught = build.build_lessons(self.config, self.student.shapes, self.loaded, world, device)
+        self.staff = open_teachers(self.config, self.student.shapes, self.train, device)
+        taught = build.build_lessons(self.config, self.student.shapes, self.staff.loaded, world, device)
         self.assistants = taught.assistants
+        self.distiller = Distiller(self.student, taught.lessons).to(device)
         self.ema = None if self.config.optim.ema is None else Ema(self.student, self.config.optim.ema)
-        self.engine = self._engine(Distiller(self.student, taught.lessons).to(device))
         self.clock = Clock(device)
         self.truth = ground_truth(self.val)
+
+    def start(self) -> None:
+        """Build the engine, together with all other ranks."""
+        from cluster.zero import ZeroEngine, start_deepspeed
+
+        start_deepspeed()
+        optim, resources = self.config.optim, self.config.resources
+        self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
@@ -97,7 +118,7 @@ class Worker:
                 report = train_step(
                     self.engine,
                     batches,
-                    self.teachers,
+                    self.staff.teachers,
                     self.assistants,
                     self.config.optim,
                     step,
@@ -115,43 +136,15 @@ class Worker:
                     self._checkpoint(step + 1)
             return self._finish(log)
 
-    def _teach(self) -> None:
-        """Load the teachers; a cached one leaves its backbone behind."""
-        config = self.config
-        reads = build.reads_of(config)
-        self.loaded = (
-            {t.name: build.load_teacher(t, self.categories) for t in config.teachers} if config.distill else {}
-        )
-        self.teachers: dict[str, Teacher] = {}
-        self.caches: dict[str, TeacherCache] = {}
-        for name, teacher in self.loaded.items():
-            settings = teacher.config
-            if settings.cache:
-                key = build.cache_key(config, teacher, self.student.shapes, self.train)
-                folder = build.cache_folder(config, key)
-                self.caches[name] = TeacherCache.open(folder, key, verify=config.resources.checksums)
-                self.teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, self.student.shapes))
-            else:
-                teacher.detector.to(self.device)
-                self.teachers[name] = build.live_teacher(teacher, self.student.shapes, reads)
-
-    def _engine(self, distiller: Distiller) -> Engine:
-        from cluster.zero import ZeroEngine, start_deepspeed
-
-        start_deepspeed()
-        resources = self.config.resources
-        return ZeroEngine(distiller, self.config.optim, self.world, stage=resources.zero, precision=resources.precision)
-
     def _loader(self, done: int) -> Loader:
-        live = {t.config.factor for t in self.loaded.values() if not t.config.cache and t.config.factor != 1}
         return Loader(
             self.train.dataset,
             self.train.views,
             build.build_order(self.config, self.train),
             world=self.world,
             accumulate=self.config.optim.accumulate,
-            factors=tuple(sorted(live)),
-            caches=self.caches,
+            factors=self.staff.live_factors,
+            caches=self.staff.caches,
             start_step=done,
             prefetch=self.config.resources.prefetch,
             threads=self.config.resources.threads,

@@ -1,0 +1,47 @@
+"""The teachers of one rank of a run: live ones on its device, cached ones as what they left on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from cluster import build
+from cluster.build import LoadedTeacher, Split
+from cluster.config import RunConfig
+from data_sharding.teacher_cache import TeacherCache
+from kd.detectors.base import Shapes
+from kd.teacher import CachedTeacher, Teacher, aligned_shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staff:
+    """All teachers, by name."""
+
+    loaded: Mapping[str, LoadedTeacher]
+    teachers: Mapping[str, Teacher]
+    """What each step asks."""
+    caches: Mapping[str, TeacherCache]
+    """What the loader reads for the cached ones."""
+
+    @property
+    def live_factors(self) -> tuple[int, ...]:
+        """The resolutions, beside the student's, at which the loader renders images for live teachers."""
+        live = (teacher.config for teacher in self.loaded.values() if not teacher.config.cache)
+        return tuple(sorted({config.factor for config in live} - {1}))
+
+
+def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torch.device) -> Staff:
+    """Load the recipe's teachers, none where nothing is distilled. Nobody else is waited for."""
+    chosen = config.teachers if config.distill else ()
+    loaded = {teacher.name: build.load_teacher(teacher, train.dataset.categories) for teacher in chosen}
+    teachers: dict[str, Teacher] = {}
+    caches: dict[str, TeacherCache] = {}
+    for name, teacher in loaded.items():
+        if teacher.config.cache:
+            key = build.cache_key(config, teacher, student, train)
+            caches[name] = TeacherCache.open(build.cache_folder(config, key), key, verify=config.resources.checksums)
+            teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, student))
+        else:
+            teacher.detector.to(device)
+            teachers[name] = build.live_teacher(teacher, student, build.reads_of(config))
+    return Staff(loaded=loaded, teachers=teachers, caches=caches)
