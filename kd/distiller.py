@@ -77,16 +77,20 @@ class Distiller(nn.Module):
         keep = _statistics_kept(student) if moment.rehearsal else nullcontext()
         with keep, torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
             taps = student.features(images, freeze_backbone=self.frozen(moment.progress))
+            # Assistants of two stages are asked about the student's proposals (S19), so these come first.
+            outputs = self._predict(taps, batch) if student.shapes.family == "two_stage" else None
+        proposals = None if outputs is None else outputs.proposals
         losses: dict[str, Tensor] = {}
         advice: dict[str, Outputs] = {}
         for name, trainer in assistants.items():
             with moment.clock.section("assistant"):
-                loss, outputs = self._assist(name, trainer, taps, taught[self.lessons[name].teacher], batch, moment)
+                teacher = taught[self.lessons[name].teacher]
+                loss, advised = self._assist(name, trainer, taps, teacher, batch, moment, proposals)
             losses |= {f"assistant/{name}": loss} if loss is not None else {}
-            advice |= {name: outputs} if outputs is not None else {}
+            advice |= {name: advised} if advised is not None else {}
         if moment.rehearsal:
             return losses
-        outputs = student.predict(taps.pyramid, batch.geometry)
+        outputs = self._predict(taps, batch) if outputs is None else outputs
         losses |= {f"task/{term}": loss for term, loss in student.task_losses(outputs, batch).items()}
         for name, lesson in self.lessons.items():
             strength = lesson.strength(moment.progress)
@@ -103,8 +107,18 @@ class Distiller(nn.Module):
         assert isinstance(method, Method)
         return method
 
+    def _predict(self, taps: Taps, batch: Batch) -> Outputs:
+        return self.student.predict(taps.pyramid, batch.geometry, sampling=batch)
+
     def _assist(
-        self, name: str, trainer: AssistantTrainer, taps: Taps, taught: Taps, batch: Batch, moment: Moment
+        self,
+        name: str,
+        trainer: AssistantTrainer,
+        taps: Taps,
+        taught: Taps,
+        batch: Batch,
+        moment: Moment,
+        proposals: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor | None, Outputs | None]:
         """Let one assistant learn from this micro-batch; its loss, and its advice where the method is on.
 
@@ -118,7 +132,7 @@ class Distiller(nn.Module):
         loss = outputs = None
         if learns:
             with torch.enable_grad():
-                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
+                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch, proposals)
                 loss = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
             trainer.learn(loss)
             if moment.last:
@@ -127,14 +141,19 @@ class Distiller(nn.Module):
             return (None if loss is None else loss.detach()), None
         if refresh or outputs is None:
             with torch.no_grad():
-                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch)
+                outputs = self._through_head(trainer, pyramid, taught_pyramid, batch, proposals)
         return (None if loss is None else loss.detach()), outputs.detach()
 
     def _through_head(
-        self, trainer: AssistantTrainer, pyramid: tuple[Tensor, ...], taught: tuple[Tensor, ...], batch: Batch
+        self,
+        trainer: AssistantTrainer,
+        pyramid: tuple[Tensor, ...],
+        taught: tuple[Tensor, ...],
+        batch: Batch,
+        proposals: tuple[Tensor, ...] | None,
     ) -> Outputs:
         with _statistics_kept(self.student):
-            return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry)
+            return self.student.predict(trainer.assistant(pyramid, taught), batch.geometry, proposals)
 
 
 @contextmanager

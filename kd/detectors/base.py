@@ -4,7 +4,8 @@ Shape letters: B images, C channels, H x W cells of one level, K classes, D dete
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Union
 
 import torch
@@ -153,6 +154,11 @@ class Detector(nn.Module, ABC):
         """Scores, decoding, per-class non-maximum suppression and the cap on detections; boxes are clipped to each
         image's valid area."""
 
+    @abstractmethod
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """Answer for these of its classes alone, in this order; the rest of the head forgets them. For a teacher that
+        knows more classes than the data set has, or in another order."""
+
 
 class PyramidDetector(Detector):
     """A backbone and a feature pyramid, under torchvision's parameter names, and the pixel statistics."""
@@ -187,6 +193,18 @@ class PyramidDetector(Detector):
         else:
             stages = self.backbone(images)
         return Taps(c5=stages[-1], pyramid=self.fpn(stages))
+
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """See `Detector.keep_classes`."""
+        wrong = [c for c in classes if not 0 <= c < self.shapes.num_classes]
+        if wrong or not classes:
+            raise ValueError(f"classes to keep must be some of 0..{self.shapes.num_classes - 1}, got {list(classes)}")
+        self._keep_classes(classes)
+        self.shapes = replace(self.shapes, num_classes=len(classes))
+
+    @abstractmethod
+    def _keep_classes(self, classes: Sequence[int]) -> None:
+        """Thin out the last layers."""
 
 
 def build_backbone(config: BackboneConfig, weights_follow: bool) -> Backbone:
