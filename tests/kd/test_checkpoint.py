@@ -1,6 +1,8 @@
 """torchvision's detectors load into ours and stay the same function; other files are refused by name."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from tests.kd.detecting import batch, detector, every_detector, seen_by
 CLASSES = ("zebra", "person", "stop sign")
 """Of COCO, out of order: 24, 1 and 13 are their category ids."""
 COCO_IDS = (24, 1, 13)
+LEAST = {"head": 0.05, "roi_heads": 0.005}
+"""Score thresholds: 91 random classes share a probability of 1."""
 SIDE = {"min_size": 128, "max_size": 128}
 
 
@@ -72,7 +76,7 @@ def faster_rcnn_2() -> Any:
     from torchvision.models.resnet import resnet18
 
     body = _resnet_fpn_extractor(resnet18(weights=None), 5, norm_layer=nn.BatchNorm2d)
-    box_head = FastRCNNConvFCHead((256, 7, 7), [256, 256], [64], norm_layer=nn.BatchNorm2d)
+    box_head = FastRCNNConvFCHead((256, 7, 7), [256, 256], [1024], norm_layer=nn.BatchNorm2d)
     anchors = AnchorGenerator(tuple((s,) for s in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
     rpn = RPNHead(256, 3, conv_depth=2)
     made = FasterRCNN(body, 91, rpn_anchor_generator=anchors, rpn_head=rpn, box_head=box_head, **SIDE)
@@ -100,16 +104,16 @@ def made(name: str) -> Any:
     # All candidates, all detections: which classes are asked for then changes nothing for the others.
     for owner in (found, getattr(found, "roi_heads", found)):
         owner.detections_per_img = 100_000
+        owner.score_thresh = LEAST["roi_heads" if hasattr(found, "roi_heads") else "head"]
     found.topk_candidates = 10**6
     return found
 
 
-def without_limits(ours: Any) -> Any:
-    ours.config = type(ours.config)(
-        **{**vars(ours.config), "detections": 100_000, "score_threshold": 0.05}
-        | ({} if "roi_convs" in vars(ours.config) else {"candidates": 10**6})
-    )
-    return ours
+def without_limits(ours: Any) -> None:
+    two_stages = ours.shapes.family == "two_stage"
+    threshold = LEAST["roi_heads" if two_stages else "head"]
+    candidates = ours.config.candidates if two_stages else 10**6
+    ours.config = replace(ours.config, detections=100_000, score_threshold=threshold, candidates=candidates)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -132,7 +136,10 @@ def test_detections_are_torchvisions_own_for_the_classes_asked_for(name: str, tm
         area = (wanted["boxes"][one][:, 2:] > wanted["boxes"][one][:, :2]).all(1)
         compared += int(other.sum())
         torch.testing.assert_close(found.scores[other], wanted["scores"][one][area], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(found.boxes[other], wanted["boxes"][one][area], rtol=1e-2, atol=1e-2)
+        # Nearly equal scores may stand in another order.
+        apart = (found.boxes[other][:, None] - wanted["boxes"][one][area][None]).abs().amax(-1)
+        assert apart.amin(0).max() < 0.05
+        assert apart.amin(1).max() < 0.05
     assert compared > 10
 
 
@@ -149,8 +156,6 @@ def test_files_of_older_versions_load_alike(name: str, tmp_path: Path) -> None:
 
 
 def _old_name(key: str) -> str:
-    import re
-
     key = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d)\.0\.", r"\1.", key)
     key = re.sub(r"(rpn\.head\.conv)\.0\.0\.", r"\1.", key)
     return re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", key)
@@ -175,8 +180,6 @@ def test_keeping_classes_keeps_their_answers(module: Any) -> None:
 
 
 def _loud(outputs: Any) -> Any:
-    from dataclasses import replace
-
     if outputs.roi_logits is not None:
         return outputs
     return replace(outputs, class_logits=tuple(m + 4 for m in outputs.class_logits))
@@ -247,9 +250,7 @@ def test_what_is_no_state_dict_is_never_executed(content: bytes, said: str, tmp_
 def test_a_missing_file_and_masks_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nowhere.pth")
-    state: dict[str, Tensor] = made("faster_rcnn").state_dict() | {
-        "roi_heads.mask_predictor.conv5_mask.bias": torch.ones(1)
-    }
+    state = made("faster_rcnn").state_dict() | {"roi_heads.mask_predictor.conv5_mask.bias": torch.ones(1)}
     torch.save(state, tmp_path / "mask.pth")
     with pytest.raises(ValueError, match="Mask or Keypoint R-CNN"):
         checkpoint.load(tmp_path / "mask.pth", CLASSES, {})
