@@ -5,8 +5,9 @@ Shape letters: B images, C channels, H x W cells of one level, K classes, D dete
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Literal, Self, Union
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,15 @@ class PyramidDetector(Detector):
         else:
             stages = self.backbone(images)
         return Taps(c5=stages[-1], pyramid=self.fpn(stages))
+
+    def on_grid(self, strides: tuple[int, ...]) -> Self:
+        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
+        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
+        if len(strides) != len(self.shapes.strides):
+            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
+        other = copy(self)
+        other.shapes = replace(self.shapes, strides=strides)
+        return other
 
     def keep_classes(self, classes: Sequence[int]) -> None:
         """See `Detector.keep_classes`."""
