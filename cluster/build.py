@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,10 @@ from data_sharding.record import Category
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
+from kd import checkpoint
 from kd import student as student_files
 from kd.assistants import AssistantTrainer
+from kd.class_rows import choose
 from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
@@ -100,15 +103,36 @@ def _new_student(config: RunConfig, num_classes: int) -> Detector:
 
 
 def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> LoadedTeacher:
-    """Read a teacher; strict, and it must know exactly the data set's classes in their order."""
+    """Read a teacher; strict, and it must know exactly the data set's classes in their order: by itself, or as the
+    recipe's `classes` says. A checkpoint file of torchvision's is taken by the classes' names."""
     try:
-        detector, info = student_files.load(teacher.weights)
+        if teacher.weights.is_file():
+            names = [c.name for c in categories]
+            detector, settings = checkpoint.load(teacher.weights, names, teacher.classes)
+            sha256 = student_files.weights_hash(detector)
+        else:
+            detector, settings, sha256 = _from_folder(teacher, categories)
     except FileNotFoundError as error:
         raise ConfigError(
             f"teachers: {teacher.name!r} is read from {teacher.weights}, where {error.filename} is missing; point "
-            "teachers.N.weights at the `student` folder that a training run ends with"
+            "teachers.N.weights at the `student` folder that a training run ends with, or at a checkpoint of "
+            "torchvision's"
         ) from None
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"teachers: {teacher.name!r}: {error}") from None
+    frozen = detector.eval().requires_grad_(False)
+    return LoadedTeacher(
+        config=teacher, detector=frozen, detector_config=settings, categories=categories, sha256=sha256
+    )
+
+
+def _from_folder(teacher: TeacherConfig, categories: tuple[Category, ...]) -> tuple[Detector, Any, str]:
+    """A student of ours: the detector, its settings, and what identifies its weights."""
+    detector, info = student_files.load(teacher.weights)
     mine, its = [c.name for c in categories], [c.name for c in info.categories]
+    if teacher.classes:
+        detector.keep_classes(choose(mine, teacher.classes, its, len(its), str(teacher.weights)))
+        return detector, info.config, student_files.weights_hash(detector)
     if mine != its:
         differing = [
             f"{i}: data set {a!r}, teacher {b!r}" for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b
@@ -116,12 +140,9 @@ def load_teacher(teacher: TeacherConfig, categories: tuple[Category, ...]) -> Lo
         raise ConfigError(
             f"teachers: {teacher.name!r} knows {len(its)} classes, the data set has {len(mine)}, and they must be the "
             f"same in the same order ({'; '.join(differing[:5]) or 'one list is longer'}); fine-tune the teacher on "
-            "this data set with `distill={}`"
+            "this data set with `distill={}`, or say with teachers.N.classes what it calls the data set's classes"
         )
-    frozen = detector.eval().requires_grad_(False)
-    return LoadedTeacher(
-        config=teacher, detector=frozen, detector_config=info.config, categories=info.categories, sha256=info.sha256
-    )
+    return detector, info.config, info.sha256
 
 
 def reads_of(config: RunConfig) -> frozenset[str]:

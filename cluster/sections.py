@@ -1,6 +1,6 @@
 """The sections of a recipe that belong to no plug-in: teachers, order, evaluation, resources."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,13 @@ class TeacherConfig:
 
     name: str = "teacher"
     weights: Path
-    """The folder that `kd.student.save` wrote: student.safetensors, and student.json with the detector's settings."""
+    """The `student` folder that a training run ends with (student.safetensors, and student.json with the detector's
+    settings), or a file: a checkpoint of torchvision's FCOS, RetinaNet or Faster R-CNN with a ResNet, such as
+    fcos_resnet50_fpn_coco-99b0c9b7.pth. Which of these it is is read off the file."""
+    classes: dict[str, str | int] = field(default_factory=dict)
+    """What the teacher calls a class of the data set: `{car: automobile}`, or `{car: 3}` by the number of its output,
+    where nobody wrote names down. Classes that are not in here keep their name. Of a teacher that knows more classes,
+    or in another order, the named ones are taken; with a folder that needs at least one entry here."""
     factor: Literal[1, 2] = 2
     """The teacher sees the student's canvas this many times as large."""
     align: Literal["shift", "pool"] = "shift"

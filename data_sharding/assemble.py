@@ -6,7 +6,7 @@ the batch, so the result does not depend on how many threads there are or which 
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,8 +50,10 @@ class Assembler:
     pin: bool = False
     """Whether batches lie in page-locked memory, which only CUDA can allocate."""
 
-    def start(self, samples: Sequence[Sample], jitter_key: tuple[object, ...] | None = None) -> Callable[[], Batch]:
-        """Hand out the work of one batch; the function that comes back waits for it.
+    def start(
+        self, samples: Sequence[Sample], jitter_key: tuple[object, ...] | None = None, key: tuple[object, ...] = ()
+    ) -> Callable[[], Batch]:
+        """Hand out the work of one batch; the function that comes back waits for it. `key` becomes the batch's.
 
         `jitter_key` draws the colours of `Batch.images`, and `scaled_images[1]` then holds the clean pixels.
         Raises LoaderError, from the waiting function, naming the image's file.
@@ -70,7 +72,8 @@ class Assembler:
         taps = {name: self.pool.submit(self._taps, cache, samples) for name, cache in self.caches.items()}
 
         def wait() -> Batch:
-            return self._batch(samples, views, clean, jittered, [job.result() for job in jobs], _results(taps))
+            made = self._batch(samples, views, clean, jittered, [job.result() for job in jobs], _results(taps))
+            return replace(made, key=key)
 
         return wait
 

@@ -108,7 +108,8 @@ class Loader(Iterator[tuple[Batch, ...]]):
         ]
         key = None if self.views.config.photometric == "none" else (self.order.seed, "colours", epoch)
         size = len(samples) // self.accumulate
-        waits = [self._assembler.start(samples[i : i + size], key) for i in range(0, len(samples), size)]
+        draws = (self.order.seed, epoch)
+        waits = [self._assembler.start(samples[i : i + size], key, draws) for i in range(0, len(samples), size)]
         return lambda: tuple(wait() for wait in waits)
 
 

@@ -77,16 +77,20 @@ class Distiller(nn.Module):
         keep = _statistics_kept(student) if moment.rehearsal else nullcontext()
         with keep, torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
             taps = student.features(images, freeze_backbone=self.frozen(moment.progress))
+            # Assistants of two stages are asked about the student's proposals (S19), so these come first.
+            outputs = self._predict(taps, batch) if student.shapes.family == "two_stage" else None
+        proposals = None if outputs is None else outputs.proposals
         losses: dict[str, Tensor] = {}
         advice: dict[str, Outputs] = {}
         for name, trainer in assistants.items():
             with moment.clock.section("assistant"):
-                found, outputs = self._assist(name, trainer, taps, taught[self.lessons[name].teacher], batch, moment)
+                teacher = taught[self.lessons[name].teacher]
+                found, advised = self._assist(name, trainer, taps, teacher, batch, moment, proposals)
             losses |= found
-            advice |= {name: outputs} if outputs is not None else {}
+            advice |= {name: advised} if advised is not None else {}
         if moment.rehearsal:
             return losses
-        outputs = student.predict(taps.pyramid, batch.geometry)
+        outputs = self._predict(taps, batch) if outputs is None else outputs
         losses |= {f"task/{term}": loss for term, loss in student.task_losses(outputs, batch).items()}
         for name, lesson in self.lessons.items():
             strength = lesson.strength(moment.progress)
@@ -103,8 +107,18 @@ class Distiller(nn.Module):
         assert isinstance(method, Method)
         return method
 
+    def _predict(self, taps: Taps, batch: Batch) -> Outputs:
+        return self.student.predict(taps.pyramid, batch.geometry, sampling=batch)
+
     def _assist(
-        self, name: str, trainer: AssistantTrainer, taps: Taps, taught: Taps, batch: Batch, moment: Moment
+        self,
+        name: str,
+        trainer: AssistantTrainer,
+        taps: Taps,
+        taught: Taps,
+        batch: Batch,
+        moment: Moment,
+        proposals: tuple[Tensor, ...] | None,
     ) -> tuple[dict[str, Tensor], Outputs | None]:
         """Let one assistant learn from this micro-batch; its losses, and its advice where the method is on.
 
@@ -119,7 +133,7 @@ class Distiller(nn.Module):
         if assistant.learns(on) and moment.rehearsal == (refresh and not moment.single):
             with torch.enable_grad():
                 pyramid = assistant(*asked)
-                outputs = self._predict(assistant, pyramid, batch)
+                outputs = self._answer(assistant, pyramid, batch, proposals)
                 loss = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
             trainer.learn(loss)
             if moment.last:
@@ -132,15 +146,21 @@ class Distiller(nn.Module):
             with torch.no_grad():
                 pyramid = assistant(*asked) if refresh or outputs is None else tuple(x.detach() for x in pyramid)
             with torch.set_grad_enabled(moves_head and torch.is_grad_enabled()):
-                outputs = self._predict(assistant, pyramid, batch)
+                outputs = self._answer(assistant, pyramid, batch, proposals)
         if moves_head:
             losses[f"kd/{name}/head"] = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
         return losses, outputs.detach() if on else None
 
-    def _predict(self, assistant: Assistant, pyramid: tuple[Tensor, ...], batch: Batch) -> Outputs:
+    def _answer(
+        self,
+        assistant: Assistant,
+        pyramid: tuple[Tensor, ...],
+        batch: Batch,
+        proposals: tuple[Tensor, ...] | None,
+    ) -> Outputs:
         """What the head that answers for an assistant says of its pyramid."""
         with _statistics_kept(self.student):
-            return assistant.predictor(self.student).predict(pyramid, batch.geometry)
+            return assistant.predictor(self.student).predict(pyramid, batch.geometry, proposals)
 
 
 @contextmanager

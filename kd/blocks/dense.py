@@ -4,8 +4,10 @@ Shape letters: B images, A answers per cell, C numbers of one answer, L answers 
 D detections of one image.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 
@@ -49,3 +51,12 @@ def suppressed(
     boxes, scores, labels = boxes[some], scores[some], labels[some]
     keep = batched_nms(boxes, scores, labels, overlap)[:most]
     return boxes[keep], scores[keep], labels[keep]
+
+
+def keep_rows(layer: nn.Conv2d | nn.Linear, rows: Sequence[int]) -> None:
+    """Let a last layer answer only with some of its outputs, in this order."""
+    layer.weight = nn.Parameter(layer.weight.detach()[list(rows)], requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[list(rows)], requires_grad=layer.bias.requires_grad)
+    name = "out_channels" if isinstance(layer, nn.Conv2d) else "out_features"
+    setattr(layer, name, len(rows))

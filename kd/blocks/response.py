@@ -1,6 +1,6 @@
 """Response distillation: what one head's outputs ask of another's. Ambiguity S18 of the reference.
 
-Shape letters: P positives.
+Shape letters: P positives, N regions, K classes.
 """
 
 import torch.nn.functional as F
@@ -13,6 +13,22 @@ def soft_classes(logits: Tensor, target: Tensor) -> Tensor:
     soft = target.detach().sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
     return cross - F.binary_cross_entropy_with_logits(target.detach(), soft, reduction="none")
+
+
+BACKGROUND_WEIGHT = 1.5
+"""How much more than objects the background counts among regions (Chen et al., NeurIPS 2017, section 3.2)."""
+
+
+def soft_regions(logits: Tensor, target: Tensor) -> Tensor:
+    """(N, K + 1) of student and target, background first -> (N,) cross-entropy to the target's distribution minus its
+    entropy, times the class weight that the target expects.
+
+    Departure: Chen et al. weigh each class's summand, by which a student that agrees is still moved.
+    """
+    log_soft = F.log_softmax(target.detach(), dim=-1)
+    soft = log_soft.exp()
+    weight = 1 + (BACKGROUND_WEIGHT - 1) * soft[:, 0]
+    return weight * (soft * (log_soft - F.log_softmax(logits, dim=-1))).sum(-1)
 
 
 def box_error(student: Tensor, target: Tensor, truth: Tensor, kind: str) -> Tensor:

@@ -4,8 +4,10 @@ Shape letters: B images, C channels, H x W cells of one level, K classes, D dete
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Union
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Self, Union
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +155,11 @@ class Detector(nn.Module, ABC):
         """Scores, decoding, per-class non-maximum suppression and the cap on detections; boxes are clipped to each
         image's valid area."""
 
+    @abstractmethod
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """Answer for these of its classes alone, in this order; the rest of the head forgets them. For a teacher that
+        knows more classes than the data set has, or in another order."""
+
 
 class PyramidDetector(Detector):
     """A backbone and a feature pyramid, under torchvision's parameter names, and the pixel statistics."""
@@ -187,6 +194,27 @@ class PyramidDetector(Detector):
         else:
             stages = self.backbone(images)
         return Taps(c5=stages[-1], pyramid=self.fpn(stages))
+
+    def on_grid(self, strides: tuple[int, ...]) -> Self:
+        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
+        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
+        if len(strides) != len(self.shapes.strides):
+            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
+        other = copy(self)
+        other.shapes = replace(self.shapes, strides=strides)
+        return other
+
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """See `Detector.keep_classes`."""
+        wrong = [c for c in classes if not 0 <= c < self.shapes.num_classes]
+        if wrong or not classes:
+            raise ValueError(f"classes to keep must be some of 0..{self.shapes.num_classes - 1}, got {list(classes)}")
+        self._keep_classes(classes)
+        self.shapes = replace(self.shapes, num_classes=len(classes))
+
+    @abstractmethod
+    def _keep_classes(self, classes: Sequence[int]) -> None:
+        """Thin out the last layers."""
 
 
 def build_backbone(config: BackboneConfig, weights_follow: bool) -> Backbone:

@@ -7,6 +7,7 @@ Locations on the padding take part neither in losses nor in detection: the paddi
 Shape letters: B images, K classes, L locations of all levels, P positive locations of the micro-batch, M boxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
 from kd.blocks import points as pts
 from kd.blocks.assign import assign
-from kd.blocks.dense import best_of_levels, flat, one_hot, suppressed
+from kd.blocks.dense import best_of_levels, flat, keep_rows, one_hot, suppressed
 from kd.blocks.response import box_error, soft_classes
 from kd.blocks.towers import Towers
 from kd.detectors._torchvision import our_names
@@ -141,6 +142,9 @@ class FCOS(PyramidDetector):
             best = b[index // classes], s.flatten()[index], index % classes
             found.append(Detections(*suppressed(*best, (height, width), self.config.nms, self.config.detections)))
         return found
+
+    def _keep_classes(self, classes: Sequence[int]) -> None:
+        keep_rows(self.head.classification_head.cls_logits, classes)
 
     def _points(self, geometry: Geometry) -> pts.Points:
         return pts.grid(geometry.canvas, self.shapes.strides, self.config.point_offset, geometry.sizes.device)

@@ -9,6 +9,7 @@ Shape letters: B images, K classes, L anchors of all levels, P positive anchors 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
 from kd.blocks.anchor_towers import AnchorTowers, HeadNorm
 from kd.blocks.anchors import Anchors, AnchorShapes, under_any
-from kd.blocks.dense import best_of_levels, flat, one_hot, suppressed
+from kd.blocks.dense import best_of_levels, flat, keep_rows, one_hot, suppressed
 from kd.blocks.fpn import Top
 from kd.blocks.match import BACKGROUND, match_all
 from kd.blocks.response import box_error, soft_classes
@@ -165,6 +166,11 @@ class RetinaNet(PyramidDetector):
             best = boxes, s.flatten()[index], index % classes
             found.append(Detections(*suppressed(*best, (height, width), self.config.nms, self.config.detections)))
         return found
+
+    def _keep_classes(self, classes: Sequence[int]) -> None:
+        per_cell, known = self.anchors.per_cell, self.shapes.num_classes
+        rows = [anchor * known + c for anchor in range(per_cell) for c in classes]
+        keep_rows(self.head.classification_head.cls_logits, rows)
 
     def _box_loss(self, codes: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         """(P, 4) codes, their anchors and the boxes they answer for -> the sum of the box loss."""

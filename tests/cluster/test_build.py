@@ -1,20 +1,27 @@
 """A run's objects follow from its recipe, and what cannot work is refused before a step, in plain words."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cluster import build, gate, packing
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.scoring import ground_truth
+from cluster.suspects import suspicion
+from data_sharding.batch import Taps
+from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
 from kd import student
+from kd.detectors.base import Detections
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher
+from tests.kd import fake
 
 TAUGHT = SMALL | {"distill.scalekd.sdf": {"width": 16, "token_width": 16}, "distill.scalekd.csa": {"heads": 2}}
 
@@ -61,9 +68,83 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_a_teacher_below_its_gate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe(tmp_path, save_teacher(tmp_path / "weights"), **{"teachers.0.min_ap": 5.0})
     packing.pack_splits(config)
-    monkeypatch.setattr(gate, "_measured", lambda config, teacher: gate._score_teacher(to_tree(config), teacher.name))
-    with pytest.raises(ConfigError, match=r"reaches AP \d\.\d on the first 4 .* at 2x, its gate is min_ap=5"):
+    monkeypatch.setattr(gate, "_on_worker", lambda look, config, teacher: look(to_tree(config), teacher.name))
+    with pytest.raises(ConfigError, match=r"reaches AP \d\.\d on the first 4 .* at 2x, its gate is min_ap=5") as told:
         gate.require_good_teachers(config)
+    assert "its weights are random" in str(told.value)
+
+
+class Oracle(fake.FakeDetector):
+    """Knows the labels of the pixels that it recognises, once they are standardised as it is used to."""
+
+    def __init__(self, val: Any, names: list[int], mean: float, factor: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((3,), 0.0))
+        self.register_buffer("std", torch.full((3,), 1.0))
+        self.names, self.known = names, {}
+        for batch in evaluation_batches(val.dataset, val.views, world=World(), batch=2, factor=factor):
+            seen = self.normalise(batch.images, batch.geometry)
+            labelled = zip(seen, batch.boxes, batch.labels, strict=True)
+            self.known |= {self._key(x): (boxes, labels) for x, boxes, labels in labelled}
+        self.mean += mean
+
+    def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
+        return Taps(pyramid=(images,))
+
+    def predict(self, pyramid: Any, geometry: Any, proposals: Any = None, sampling: Any = None) -> Any:
+        return pyramid[0]
+
+    def detect(self, outputs: Any, geometry: Any) -> list[Detections]:
+        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        found = [self.known.get(self._key(x), nothing) for x in outputs]
+        return [
+            Detections(b, torch.linspace(0.9, 0.8, len(b)), torch.tensor(self.names)[labels]) for b, labels in found
+        ]
+
+    def _key(self, image: Tensor) -> int:
+        return round(float(image.double().sum()) * 100)
+
+
+TEN = list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("names", "mean", "said"),
+    [
+        ([*TEN[1:], 0], 0.0, r"it finds the objects \(AP 100\.0 if classes.* is mostly called .*teachers\.N\.classes"),
+        (TEN, 0.1, r"those of pixels in 0\.\.1 \(mean \[0, 0, 0\], std \[1, 1, 1\]\), it reaches AP 100\.0 instead of"),
+    ],
+    ids=["permuted classes", "wrong normalisation"],
+)
+def test_the_gate_says_what_is_likely_wrong(tmp_path: Path, names: list[int], mean: float, said: str) -> None:
+    config = recipe(tmp_path, tmp_path)
+    packing.pack_splits(config)
+    val = build.open_val(config)
+    oracle, truth = Oracle(val, names, mean, factor=1), ground_truth(val)
+    found = suspicion(oracle, val, truth, config.evaluation, device=torch.device("cpu"), factor=1, needed=50.0)
+    assert re.search(said, found)
+    assert torch.equal(oracle.mean, torch.full((3,), mean)), "left as it was"
+
+
+def test_named_classes_of_a_teacher_are_taken_in_our_order(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"))
+    categories = packing.pack_splits(config)["train"].categories[:3]
+    given = replace(config.teachers[0], classes={"0": "7", "1": 0})
+    loaded = build.load_teacher(given, categories)
+    whole = student.load(config.teachers[0].weights)[0]
+    assert loaded.detector.shapes.num_classes == 3
+    rows = [dict(d.named_parameters())["head.classification_head.cls_logits.bias"] for d in (loaded.detector, whole)]
+    assert torch.equal(rows[0], rows[1][[7, 0, 2]])
+    assert loaded.sha256 != student.load(config.teachers[0].weights)[1].sha256, "the gate must not mistake them"
+    with pytest.raises(ConfigError, match=r"'teacher': .* does not know 'car'"):
+        build.load_teacher(replace(given, classes={"0": "car"}), categories)
+
+
+def test_a_checkpoint_of_another_tool_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"model": {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "theirs.pth")
+    config = recipe(tmp_path, tmp_path / "theirs.pth")
+    with pytest.raises(ConfigError, match=r"teachers: 'teacher': .*theirs\.pth was written by Detectron2"):
+        build.load_teacher(config.teachers[0], packing.pack_splits(config)["train"].categories)
 
 
 def test_every_lesson_has_its_own_weights_whatever_was_drawn_before(tmp_path: Path) -> None:

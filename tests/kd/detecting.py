@@ -19,7 +19,9 @@ every_one_stage = pytest.mark.parametrize(
     "module", [DETECTORS["fcos"], DETECTORS["retinanet"]], ids=["fcos", "retinanet"]
 )
 CLASSES = 3
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {"roi_width": 16, "roi_samples": 16, "anchor_samples": 64, "proposals": 50, "anchor_sizes": (4.0,)}
+}
 """What makes a plug-in tiny beyond the settings that all have."""
 SOME = [[[10.0, 10, 40, 50], [60, 60, 66, 65]], [[0.0, 0, 120, 120]]]
 """Boxes of two images: a small one, and one that fills the canvas."""

@@ -1,5 +1,6 @@
 """A small detector and hand-made taps, for tests of methods. Seeds make every value reproducible."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -55,6 +56,9 @@ class FakeDetector(Detector):
         ]
         box = [(s - t.detach()).square().sum() for s, t in zip(student.box_deltas, target.box_deltas, strict=True)]
         return {"cls": torch.stack(cls).sum() / count, "box": torch.stack(box).sum() / count}
+
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        raise AssertionError("a method never changes a head")
 
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
         raise AssertionError("a method never decodes")

@@ -6,14 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Batch, Outputs
+from data_sharding.batch import Batch, Geometry, Outputs
 from kd.blocks import points as pts
 from kd.blocks.dense import one_hot
-from kd.detectors import fcos, retinanet
-from kd.detectors.base import Detections, Detector
+from kd.blocks.region_targets import region_targets
+from kd.detectors import faster_rcnn, fcos, retinanet
+from kd.detectors.base import Detector
 from tests.kd.detecting import CLASSES
 
-FIT: dict[str, dict[str, Any]] = {"retinanet": {"anchor_sizes": (2.0, 3.0, 4.0)}}
+FIT: dict[str, dict[str, Any]] = {
+    "retinanet": {"anchor_sizes": (2.0, 3.0, 4.0)},
+    "faster_rcnn": {"anchor_sizes": (2.0, 4.0), "roi_width": 64, "roi_samples": 32, "roi_positives": 0.5},
+}
 """What a plug-in needs to learn three objects of 6 to 20 pixels in 80 steps."""
 
 
@@ -24,12 +28,17 @@ def outputs(d: Detector, b: Batch, shift: float = 0.0) -> Outputs:
 
 def unit(d: Detector, b: Batch) -> float:
     """The bounded box loss of outputs that are off by a half in each number."""
-    return 1.0
+    if not isinstance(d, faster_rcnn.FasterRCNN):
+        return 1.0
+    regions = d._region_targets(outputs(d, b), b).positive.sum() / (len(b) * d.config.roi_samples)
+    return float(regions + b.totals["positives"] / b.totals["anchors"])
 
 
-def nothing_found(d: Detector, found: list[Detections]) -> bool:
-    """Whether outputs that only spoke on the padding found nothing."""
-    return all(not len(one.boxes) for one in found)
+def found(d: Detector, o: Outputs, geometry: Geometry) -> list[Tensor]:
+    """The boxes that the maps lead to: detections, or the first stage's proposals."""
+    if isinstance(d, faster_rcnn.FasterRCNN):
+        return list(d._propose(o.class_logits, o.box_deltas, geometry))
+    return [one.boxes for one in d.detect(o, geometry)]
 
 
 def _fcos(d: fcos.FCOS, b: Batch, shift: float) -> Outputs:
@@ -52,7 +61,28 @@ def _retinanet(d: retinanet.RetinaNet, b: Batch, shift: float) -> Outputs:
     return Outputs(_maps(logits, shapes, per_cell), _maps(codes, shapes, per_cell))
 
 
-PERFECT: dict[type, Callable[[Any, Batch, float], Outputs]] = {fcos.FCOS: _fcos, retinanet.RetinaNet: _retinanet}
+def _faster_rcnn(d: faster_rcnn.FasterRCNN, b: Batch, shift: float) -> Outputs:
+    """The regions are the boxes, moved by a pixel so that there is something to say."""
+    targets = d._anchor_targets(b)
+    anchors, boxes = targets.of_positives()
+    codes = torch.zeros(*targets.matched.shape, 4)
+    codes[targets.positive] = d.anchor_coder.encode_single(boxes, anchors) + shift
+    shapes, per_cell = targets.anchors.shapes, targets.anchors.per_cell
+    objectness = targets.positive[..., None].float() * 20 - 10
+    proposals = tuple(x + 0.5 for x in b.boxes)
+    regions = region_targets(proposals, b)
+    deltas = torch.zeros(len(regions.boxes), CLASSES + 1, 4)
+    deltas[regions.positive, regions.labels[regions.positive]] = d._region_codes(regions) + shift
+    logits = torch.eye(CLASSES + 1)[regions.labels] * 20
+    maps = _maps(objectness, shapes, per_cell), _maps(codes, shapes, per_cell)
+    return Outputs(*maps, (), proposals, logits, deltas.flatten(1))
+
+
+PERFECT: dict[type, Callable[[Any, Batch, float], Outputs]] = {
+    fcos.FCOS: _fcos,
+    retinanet.RetinaNet: _retinanet,
+    faster_rcnn.FasterRCNN: _faster_rcnn,
+}
 
 
 def _maps(rows: Tensor, shapes: tuple[tuple[int, int], ...], per_cell: int = 1) -> tuple[Tensor, ...]:

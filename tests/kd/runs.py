@@ -111,7 +111,10 @@ class FiveConvolutions(Backbone):
         return found[2], found[3], found[4], found[5]
 
 
-SMALL: dict[str, dict[str, Any]] = {"retinanet": {"anchor_sizes": (2.0, 3.0)}}
+SMALL: dict[str, dict[str, Any]] = {
+    "retinanet": {"anchor_sizes": (2.0, 3.0)},
+    "faster_rcnn": {"roi_width": 32, "roi_samples": 16, "anchor_samples": 64, "proposals": 50, "anchor_sizes": (3.0,)},
+}
 """What a plug-in's settings are beyond those that all have."""
 
 

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 
 from data_sharding.batch import Geometry, Outputs
 from kd.backbones import mobilenetv2
+from kd.blocks.align import align
 from tests.kd import perfect, runs
 from tests.kd.detecting import (
     SOME,
@@ -109,10 +110,13 @@ def test_nothing_on_the_padding_is_taught_or_found(module: ModuleType) -> None:
     assert any(
         (m.grad[0][:, inside] != 0).any() for m, inside in zip(maps[0], on_image, strict=True) if m.grad is not None
     )
-    loud = tuple(
-        torch.where(inside, -20.0, 20.0).expand_as(m) for m, inside in zip(outputs.class_logits, on_image, strict=True)
-    )
-    assert perfect.nothing_found(d, d.detect(replace(outputs, class_logits=loud), small))
+    said = [
+        tuple(torch.where(inside, m + 4, noise) for m, inside in zip(outputs.class_logits, on_image, strict=True))
+        for noise in (-20.0, 20.0)
+    ]
+    quiet, loud = (perfect.found(d, replace(outputs, class_logits=maps), small)[0] for maps in said)
+    assert len(quiet) > 0
+    assert torch.equal(quiet, loud)
 
 
 def d_other(d: Any, b: Any) -> Outputs:
@@ -242,6 +246,29 @@ def test_outputs_of_another_canvas_are_refused(module: ModuleType) -> None:
     b = counted(d, batch([[]], (128, 128)))
     with pytest.raises(ValueError, match="was the pyramid aligned"):
         d.task_losses(outputs_of(d, batch([[]], (128, 256))), b)
+
+
+@every_detector
+def test_a_doubled_teachers_head_speaks_in_the_students_pixels(module: ModuleType) -> None:
+    """On the shifted pyramid, with the student's proposals where there are any."""
+    exact = {} if name_of(module) == "fcos" else {"whole_pixels": False}
+    student, teacher = (detector(module, levels=levels, **exact).eval() for levels in ((2, 3, 4), (3, 4, 5)))
+    b, doubled = batch([[]]), batch([[]], (256, 256))
+    with torch.no_grad():
+        seen = teacher.features(teacher.normalise(doubled.images, doubled.geometry))
+        proposals = seen_by(student, b).proposals
+        large = tuple(2 * p for p in proposals)
+        there = teacher.predict(seen.pyramid, doubled.geometry, proposals=large or None)
+        aligned = align(seen, teacher.shapes, student.shapes, 2).pyramid
+        mine = teacher.on_grid(student.shapes.strides)
+        here = mine.predict(aligned, b.geometry, proposals=proposals or None)
+        loud = [replace(o, class_logits=tuple(m + 4 for m in o.class_logits)) for o in (there, here)]
+        found, wanted = mine.detect(loud[1], b.geometry)[0], teacher.detect(loud[0], doubled.geometry)[0]
+    assert len(found.boxes) > 3
+    torch.testing.assert_close(2 * found.boxes, wanted.boxes, rtol=1e-3, atol=1e-2)
+    assert teacher.shapes.strides == (8, 16, 32)
+    with pytest.raises(ValueError, match="knows 3 levels"):
+        teacher.on_grid((4, 8))
 
 
 @every_detector
