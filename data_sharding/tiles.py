@@ -23,12 +23,12 @@ class Tiles:
 
     def __post_init__(self) -> None:
         if (self.grid is None) == (self.size is None):
-            raise ValueError(f"tiles must have either grid or size, got grid {self.grid} and size {self.size}")
+            raise ValueError(f"views.tiles: needs either grid or size, got grid {self.grid} and size {self.size}")
         for name, given in (("grid", self.grid), ("size", self.size)):
             if given is not None and min(given) < 1:
-                raise ValueError(f"tiles: {name} must be two numbers above 0, got {given}")
+                raise ValueError(f"views.tiles: {name} must be two numbers above 0, got {given}")
         if not 0 <= self.overlap < 1 or (self.overlap and self.size is None):
-            raise ValueError(f"tiles: overlap must be in [0, 1) and goes with size, got {self.overlap}")
+            raise ValueError(f"views.tiles: overlap must be in [0, 1) and goes with size, got {self.overlap}")
 
 
 def tile_crops(tiles: Tiles, width: int, height: int) -> tuple[Crop, ...]:
