@@ -14,7 +14,7 @@ from cluster import build
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
 from cluster.config import RunConfig, check, to_tree
-from cluster.driver import say, wants_gpu
+from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
 from cluster.terminal import progress
 from data_sharding.batch import Taps
@@ -86,6 +86,7 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpu, threads = wants_gpu(config.resources.gpu, 1), config.resources.threads
+    require_resources(1, threads, gpu)
     total = ray.cluster_resources()
     actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
     actors = max(1, min(actors, len(pending)))

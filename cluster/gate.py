@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import build
 from cluster.config import RunConfig, check, to_tree
-from cluster.driver import say, wants_gpu
+from cluster.driver import require_resources, say, wants_gpu
 from cluster.grammar import ConfigError
 from cluster.pairs import require_fitting_pairs
 from cluster.sections import TeacherConfig
@@ -46,7 +46,7 @@ def _measured(config: RunConfig, teacher: TeacherConfig) -> dict[str, float]:
     loaded = build.load_teacher(teacher, val.dataset.categories)
     # The subset may be larger than the split; what then counts is the whole split.
     images = min(teacher.gate_images, len(val.dataset))
-    facts = (loaded.sha256, val.dataset.uid, val.views.uid, teacher.factor, images)
+    facts = (loaded.sha256, val.dataset.uid, val.views.uid, teacher.factor, images, config.evaluation.max_dets)
     path = Path(config.storage) / "gates" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -60,7 +60,9 @@ def _on_worker(look: Callable[[Mapping[str, Any], str], Any], config: RunConfig,
     """`look` at the teacher where there is a GPU if the run has one."""
     import ray
 
-    task = ray.remote(look).options(num_cpus=config.resources.threads, num_gpus=int(wants_gpu(config.resources.gpu, 1)))
+    gpu = wants_gpu(config.resources.gpu, 1)
+    require_resources(1, config.resources.threads, gpu)
+    task = ray.remote(look).options(num_cpus=config.resources.threads, num_gpus=int(gpu))
     return ray.get(task.remote(to_tree(config), teacher.name))
 
 

@@ -46,7 +46,8 @@ class MetricLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._mark, self._ship, self._every = path, path.with_suffix(".shipped"), ship, every
         _cut_torn_line(path)
-        self._written = _written(path)
+        self._shared: dict[frozenset[str], frozenset[str]] = {}
+        self._written = _written(path, self._shared)
         self._shipped = _read_mark(self._mark, path.stat().st_size)
         self._file = path.open("a", buffering=1)
         self._failure: Exception | None = None
@@ -60,7 +61,7 @@ class MetricLog:
         old = self._written.get(step, frozenset())
         new = {key: float(value) for key, value in metrics.items() if key not in old}
         if new:
-            self._written[step] = old.union(new)
+            self._written[step] = _kept_once(old.union(new), self._shared)
             self._file.write(json.dumps({"t": time.time_ns() // 1_000_000, "s": step, "m": new}) + "\n")
 
     @property
@@ -120,16 +121,19 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _written(path: Path) -> dict[int, frozenset[str]]:
+def _kept_once(keys: frozenset[str], shared: dict[frozenset[str], frozenset[str]]) -> frozenset[str]:
+    """Steps write the same keys again and again: one set for all of them keeps a long run small."""
+    return shared.setdefault(keys, keys)
+
+
+def _written(path: Path, shared: dict[frozenset[str], frozenset[str]]) -> dict[int, frozenset[str]]:
     """The keys that each step has written."""
     written: dict[int, frozenset[str]] = {}
-    shared: dict[frozenset[str], frozenset[str]] = {}
     with path.open("rb") as file:
         for line in file:
             found = json.loads(line)
             keys = written.get(found["s"], frozenset()).union(found["m"])
-            # Steps write the same keys again and again: one set for all of them keeps a long run small.
-            written[found["s"]] = shared.setdefault(keys, keys)
+            written[found["s"]] = _kept_once(keys, shared)
     return written
 
 

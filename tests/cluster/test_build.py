@@ -204,3 +204,16 @@ def test_the_labels_of_a_split_are_read_without_its_pixels(tmp_path: Path) -> No
     packing.pack_splits(config)
     truth = ground_truth(build.open_val(config), first=3)
     assert len(truth.image_ids) == 3
+
+
+def test_a_gate_that_no_node_can_hold_is_refused_instead_of_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray queues a task that needs more CPUs than there are for ever."""
+    import ray
+
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"), **{"resources.threads": 3})
+    packing.pack_splits(config)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ConfigError, match=r"resources: 1 worker\(s\) need 3 CPUs, the cluster has 2"):
+        gate.require_good_teachers(config)
