@@ -7,6 +7,7 @@ permuted classes cannot pass. The finding is kept beside the caches, by everythi
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ def _score_teacher(tree: Mapping[str, Any], name: str) -> dict[str, float]:
     images = min(teacher.gate_images, len(val.dataset))
     truth = ground_truth(val, images)
 
+    plain = replace(config.evaluation, slices=None)  # it teaches on whole canvases
+
     def ap(factor: int) -> float:
-        found = score(
-            detector, val, truth, config.evaluation, world=World(), device=device, factor=factor, first=images
-        )
+        found = score(detector, val, truth, plain, world=World(), device=device, factor=factor, first=images)
         return found.metrics["AP"]
 
     own = ap(teacher.factor)

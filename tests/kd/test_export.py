@@ -24,7 +24,7 @@ def nothing() -> Detections:
 sides = st.integers(1, 200)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(before=st.tuples(sides, sides), after=st.tuples(sides, st.integers(2, 200)), seed=st.integers(0, 99))
 def test_the_resize_is_torchvisions_to_the_bit(before: tuple[int, int], after: tuple[int, int], seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
