@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from cluster.grammar import ConfigError
@@ -29,6 +30,8 @@ class Settings:
     repeats: int = 20
     threads: int = 1
     compile: bool = True
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
         if self.image is not None and min(self.image) < 1:

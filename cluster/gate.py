@@ -7,6 +7,7 @@ permuted classes cannot pass. The finding is kept beside the caches, by everythi
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def _prepared(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
     from cluster.scoring import ground_truth
 
     config = check(tree, source="the driver's recipe")
+    config = replace(config, evaluation=replace(config.evaluation, slices=None))  # it teaches on whole canvases
     torch.set_num_threads(config.resources.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     val = build.open_val(config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from cluster import annotating
@@ -36,6 +37,8 @@ class Settings:
     batch: int = 8
     threads: int = 1
     device: Literal["cpu", "cuda"] | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:

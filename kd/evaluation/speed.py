@@ -43,6 +43,7 @@ def measure(detector: Detector, canvas: tuple[int, int], repeats: int = 20) -> S
 
     Decoding time depends on how many locations pass the score threshold: measure trained weights.
     """
+    _check(repeats)
     device = detector.mean.device
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 3, *canvas), dtype=torch.uint8, generator=noise).to(device)
@@ -60,11 +61,15 @@ def measure(detector: Detector, canvas: tuple[int, int], repeats: int = 20) -> S
 
 def latency(work: Callable[[], object], device: torch.device, repeats: int = 20) -> Latency:
     """Time `work` `repeats` times after some runs to warm up, waiting for the GPU on both sides of each."""
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    _check(repeats)
     times = [_timed(work, device) for _ in range(_WARM_UP + repeats)]
     counted = times[_WARM_UP:]
     return Latency(first=times[0], median=statistics.median(counted), fastest=min(counted), slowest=max(counted))
+
+
+def _check(repeats: int) -> None:
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
 
 
 def _detect(detector: Detector, images: torch.Tensor, geometry: Geometry) -> list[Detections]:

@@ -1,5 +1,6 @@
 """Evaluation gives the same numbers however many ranks share it, and covers each image once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def recipe(storage: Path, **more: Any) -> RunConfig:
     return load("digits_student", SMALL | {"storage": str(storage)} | more)
 
 
-def scored(world: World, storage: Path, factor: int, first: int | None) -> dict[str, Any]:
-    config = recipe(storage)
+def scored(
+    world: World, storage: Path, factor: int, first: int | None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    config = recipe(storage, **(settings or {}))
     val = build.open_val(config)
     detector = build.build_student(config, len(val.dataset.categories)).eval()
     found = score(
@@ -61,3 +64,15 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, factor: int, first: int |
     assert shared[0]["boxes"].keys() == alone["boxes"].keys()
     assert all(torch.equal(shared[0]["boxes"][i], boxes) for i, boxes in alone["boxes"].items())
     assert sum(len(boxes) for boxes in alone["boxes"].values()) > 0
+
+
+def test_tiles_are_scored_in_whole_images_and_one_tile_is_no_slicing(tmp_path: Path) -> None:
+    packing.pack_splits(recipe(tmp_path))
+    plain = scored(World(), tmp_path, 1, 3)
+    whole = scored(World(), tmp_path, 1, 3, {"evaluation.slices.size": [128, 128]})
+    tiles = scored(World(), tmp_path, 1, 3, {"evaluation.slices": {"size": [64, 64], "detections": 300}})
+    assert whole["boxes"].keys() == plain["boxes"].keys() == tiles["boxes"].keys()
+    for image, boxes in plain["boxes"].items():
+        assert torch.allclose(whole["boxes"][image], boxes, atol=1e-3)
+    assert sum(map(len, tiles["boxes"].values())) > sum(map(len, plain["boxes"].values()))  # 100 per tile, 300 in all
+    assert all(boxes.max() > 64 for boxes in tiles["boxes"].values())
