@@ -27,6 +27,8 @@ from kd.detectors.base import Detector
 from kd.methods import base
 from kd.methods.base import Advice, Method, MethodConfig, Pair
 
+On = Literal["c5", "pyramid"]
+
 DEFAULTS = {"one_stage": (0.01, 0.2, 0.05), "two_stage": (0.07, 0.5, 0.2)}
 """The paper's alpha, beta and gamma by the student's family."""
 
@@ -35,7 +37,7 @@ DEFAULTS = {"one_stage": (0.01, 0.2, 0.05), "two_stage": (0.07, 0.5, 0.2)}
 class Sdf:
     """The scale-decoupled feature module."""
 
-    on: Literal["c5", "pyramid"] = "c5"
+    on: On = "c5"
     """What it compares: c5 as in the paper, or every pyramid level (summed), where a small object still has cells."""
     width: int = 256
     """Channels after the adapter."""
@@ -150,7 +152,8 @@ class Loss(Method):
         super().__init__()
         chosen = zip((config.alpha, config.beta, config.gamma), DEFAULTS[pair.student.family], strict=True)
         self.alpha, self.beta, self.gamma = (default if own is None else own for own, default in chosen)
-        self.box_loss, self.on = config.box_loss, config.sdf.on
+        self.box_loss = config.box_loss
+        self.on: On = config.sdf.on
         if self.on == "pyramid":
             same_levels(pair.student.strides, pair.teacher.strides)
             channels = pair.student.pyramid_channels, pair.teacher.pyramid_channels
@@ -241,7 +244,7 @@ def _rates(csa: Csa, stride: int) -> tuple[int, ...]:
     return csa.rates[level] if csa.multi_scale else csa.rates[level][:1]
 
 
-def _maps(taps: Taps, on: Literal["c5", "pyramid"], whose: str) -> tuple[Tensor, ...]:
+def _maps(taps: Taps, on: On, whose: str) -> tuple[Tensor, ...]:
     """The maps that the scale-decoupled features are made of."""
     if on == "pyramid":
         return taps.pyramid
