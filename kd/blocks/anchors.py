@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from kd.blocks.align import grid
 
-_FINE = 4096
+_FINE = 65536
 """Anchors that need not end on whole pixels end on fractions of so many."""
 
 

@@ -74,5 +74,7 @@ def pool(
     # Left alone it would guess the scales from the sizes of the maps, which are rounded up.
     pooler.scales = [1 / stride for stride in used]
     pooler.map_levels = initLevelMapper(used[0].bit_length() - 1, used[-1].bit_length() - 1)
-    maps = dict(zip(names, pyramid, strict=False))
-    return pooler(maps, [b.to(pyramid[0].dtype) for b in boxes], [canvas] * len(boxes))
+    # Places need float32, also where autocast made the maps bfloat16 (at 300 px its next number is 2 px away).
+    wide = torch.promote_types(pyramid[0].dtype, torch.float32)
+    maps = {name: level.to(wide) for name, level in zip(names, pyramid, strict=False)}
+    return pooler(maps, [b.to(wide) for b in boxes], [canvas] * len(boxes))

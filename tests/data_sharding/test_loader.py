@@ -71,6 +71,15 @@ def test_each_epoch_shows_another_view_of_each_image(dataset: PackedDataset, vie
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (4, 3)])
+def test_random_draws_are_keyed_by_run_and_epoch(dataset: PackedDataset, views: ViewTable, order: Order) -> None:
+    """On every rank and in every micro-batch alike; evaluation draws nothing."""
+    steps_of_first = order.steps_in(0)
+    for settings in ({}, {"world": World(rank=1, size=2)}, {"accumulate": 2}):
+        found = steps(dataset, views, order, steps_of_first + 1, **settings)
+        assert {batch.key for batches in found[:-1] for batch in batches} == {(0, 0)}
+        assert {batch.key for batch in found[-1]} == {(0, 1)}
+
+
 def test_batches_do_not_depend_on_threads(
     dataset: PackedDataset, views: ViewTable, order: Order, threads: int, prefetch: int
 ) -> None:

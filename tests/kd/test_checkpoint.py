@@ -28,6 +28,12 @@ from tests.kd.detecting import batch, detector, every_detector, seen_by
 CLASSES = ("zebra", "person", "stop sign")
 """Of COCO, out of order: 24, 1 and 13 are their category ids."""
 COCO_IDS = (24, 1, 13)
+SPREADS = (
+    ("head.classification_head.cls_logits", 0.05, -2.0),
+    ("rpn.head.cls_logits", 0.5, 0.0),
+    ("roi_heads.box_predictor.cls_score", 0.01, 0.0),
+)
+"""Last layers, and mean and deviation of their weights."""
 LEAST = {"head": 0.05, "roi_heads": 0.005}
 """Score thresholds: 91 random classes share a probability of 1."""
 SIDE = {"min_size": 128, "max_size": 128}
@@ -92,15 +98,15 @@ MAKERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def made(name: str) -> Any:
+def made(kind: str) -> Any:
     """torchvision's, with logits spread so that detections do not hang on rounding."""
     torch.manual_seed(0)
-    found = MAKERS[name]().eval()
-    for head in ("head.classification_head.cls_logits", "roi_heads.box_predictor.cls_score"):
-        layer = dict(found.named_modules()).get(head)
+    found = MAKERS[kind]().eval()
+    for name, spread, middle in SPREADS:
+        layer = dict(found.named_modules()).get(name)
         if layer is not None:
-            nn.init.normal_(layer.weight, std=0.05 if head.startswith("head") else 0.5)
-            nn.init.normal_(layer.bias, -2 if head.startswith("head") else 0.0)
+            nn.init.normal_(layer.weight, std=spread)
+            nn.init.normal_(layer.bias, middle)
     # All candidates, all detections: which classes are asked for then changes nothing for the others.
     for owner in (found, getattr(found, "roi_heads", found)):
         owner.detections_per_img = 100_000
