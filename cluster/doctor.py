@@ -72,7 +72,11 @@ def _run_through(config: "RunConfig", labels: "Labels", folder: "Path") -> list[
         tell(teachers.area)
     # A lesson of a teacher that cannot be read is told above; the others are tried.
     known = teachers.loaded if config.distill else {}
-    bench = checkup_steps.lay_bench(config, sample, known, device)
+    try:
+        bench = checkup_steps.lay_bench(config, sample, known, device)
+    except (ValueError, RuntimeError) as error:
+        tell(checkup_room.examine_disks(config, labels, sample, None, []))
+        return [*findings, _broken("batches", error)]
     losses, steps = checkup_losses.examine(bench)
     tell(losses)
     if steps:

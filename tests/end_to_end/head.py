@@ -18,6 +18,8 @@ import psutil
 from tests.end_to_end.commands import ROOT
 
 LOOPBACK = "127.0.0.1"
+PATIENCE = 400
+"""Seconds that any one thing may take on a machine that is busy with something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Head:
     """Ray's own folder: sessions, logs, unpacked code."""
     environment: Mapping[str, str]
     """With the token."""
+    pid: int
 
     def submit(self, name: str, log: Path, *settings: str, token: bool = True) -> subprocess.Popen[bytes]:
         """`ray job submit ... -- python -m cluster.train ...` from the project's root, followed into `log`."""
@@ -38,7 +41,12 @@ class Head:
 
     def stop(self, name: str, log: Path) -> int:
         """`ray job stop`; its exit code."""
-        return self._ray(["stop", "--address", self.address, name], log).wait(timeout=60)
+        return self._ray(["stop", "--address", self.address, name], log).wait(timeout=PATIENCE)
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        """Those of this head's whose title holds `word`."""
+        family = psutil.Process(self.pid).children(recursive=True)
+        return [p for p in family if p.is_running() and word in " ".join(p.cmdline())]
 
     def packages(self) -> list[Path]:
         """The folders into which submitted code was unpacked."""
@@ -79,7 +87,7 @@ def started_head(token_file: Path, cpus: int = 2) -> Iterator[Head]:
         process = subprocess.Popen([RAY, *words], stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
         _wait_for(dashboard, process, home / "start.log")
-        yield Head(address=f"http://{LOOPBACK}:{dashboard}", home=home, environment=environment)
+        yield Head(address=f"http://{LOOPBACK}:{dashboard}", home=home, environment=environment, pid=process.pid)
     finally:
         _end(process)
         shutil.rmtree(home, ignore_errors=True)
@@ -97,7 +105,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         with socket.socket() as probe:
