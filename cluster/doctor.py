@@ -50,7 +50,15 @@ def _run_through(config: "RunConfig", labels: "Labels", folder: "Path") -> list[
     """What needs a student, and pixels: sizes, teachers, losses, memory, disks."""
     import torch
 
-    from cluster import build, checkup_losses, checkup_room, checkup_sizes, checkup_steps, checkup_teachers
+    from cluster import (
+        build,
+        checkup_disks,
+        checkup_losses,
+        checkup_memory,
+        checkup_sizes,
+        checkup_steps,
+        checkup_teachers,
+    )
     from cluster.checkup import Area, Finding, show
     from cluster.checkup_sample import pack_sample
 
@@ -75,13 +83,13 @@ def _run_through(config: "RunConfig", labels: "Labels", folder: "Path") -> list[
     try:
         bench = checkup_steps.lay_bench(config, sample, known, device)
     except (ValueError, RuntimeError) as error:
-        tell(checkup_room.examine_disks(config, labels, sample, None, []))
+        tell(checkup_disks.examine(config, labels, sample, None, []))
         return [*findings, _broken("batches", error)]
     losses, steps = checkup_losses.examine(bench)
     tell(losses)
     if steps:
-        tell(checkup_room.examine_memory(config, bench, steps))
-    tell(checkup_room.examine_disks(config, labels, sample, bench, steps))
+        tell(checkup_memory.examine(config, bench, steps))
+    tell(checkup_disks.examine(config, labels, sample, bench, steps))
     return findings
 
 
