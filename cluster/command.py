@@ -35,13 +35,13 @@ shipped recipes (by name, or copy one from {folder}):
 def command(
     verb: str,
     about: str,
-    act: Callable[["RunConfig"], None],
+    act: Callable[["RunConfig"], int | None],
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a verb on the recipe that the command line names; the process's exit code.
 
     0: done. 1: a bug or a broken machine, with a traceback. 2: something for the user to put right, in one message.
-    130: interrupted.
+    130: interrupted. `act` may return another code than 0.
     """
     options = _parser(verb, about).parse_args(arguments)
     return answered(lambda: _run(options, act), debug=options.debug)
@@ -76,7 +76,7 @@ def for_people(error: BaseException) -> bool:
     return bool(packages & {"data_sharding", "kd", "cluster", "tuning"}) and (raised.line or "").startswith("raise ")
 
 
-def _run(options: argparse.Namespace, act: Callable[["RunConfig"], None]) -> int:
+def _run(options: argparse.Namespace, act: Callable[["RunConfig"], int | None]) -> int:
     overrides = from_arguments(options.settings)
     path = find(options.recipe)
     shown = _checked_alone(path, overrides)
@@ -84,13 +84,13 @@ def _run(options: argparse.Namespace, act: Callable[["RunConfig"], None]) -> int
         sys.stdout.write(shown)
         return 0
     from cluster.config import load, to_recipe
+    from cluster.places import anchored
 
     config = load(path, overrides)
     if options.show:
         sys.stdout.write(to_recipe(config))
-    else:
-        act(config)
-    return 0
+        return 0
+    return act(anchored(config)) or 0
 
 
 def _checked_alone(path: Path, overrides: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.grammar import ConfigError
+from cluster.places import job_environment
 from cluster.tracking import CLIENT_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,9 +21,12 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Else the core tells a person at the terminal of its actors' reference counts.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+LOCAL_ENVIRONMENT = {
+    # Else the core tells a person at the terminal of its actors' reference counts. (Of a running cluster's core it
+    # would tell that it was told so.)
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 WORKER_MEMORY = {
     # glibc gives large blocks back at once and every step faults its activations in again: on a CPU a third of a step
@@ -33,13 +37,17 @@ WORKER_MEMORY = {
 }
 
 
-def use_host_interface() -> None:
-    """Make gloo and NCCL talk over the interface that Ray knows this node by, not the one its host name resolves to.
+def set_up_worker() -> None:
+    """Ray runs this in every worker process before anything else, on the node where the worker is."""
+    if not _has_gpu():  # the driver's node may have none while the workers' nodes do
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        _use_host_interface()
 
-    Ray runs this in every worker process before anything else.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
+
+def _use_host_interface() -> None:
+    """Make gloo and NCCL talk over the interface that Ray knows this node by, not the one its host name resolves to."""
     import psutil
     import ray
 
@@ -59,25 +67,39 @@ def ray_started() -> Iterator[None]:
     if ray.is_initialized():  # an outer command started it
         yield
         return
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    quiet_cpu = {} if _has_gpu() else {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu"}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    address = cluster_address()
+    variables = ENVIRONMENT | (LOCAL_ENVIRONMENT if address == "local" else {})
+    os.environ.update({key: value for key, value in variables.items() if key not in os.environ})
     ray.init(
+        address=address,
         logging_level=logging.ERROR,
         log_to_driver=False,
         configure_logging=True,
-        runtime_env={
-            "env_vars": {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-            | CLIENT_ENVIRONMENT
-            | WORKER_MEMORY
-            | quiet_cpu,
-            "worker_process_setup_hook": use_host_interface,
-        },
+        runtime_env=_runtime_env(job_environment()),
     )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str:
+    """RAY_ADDRESS, which the job manager sets; never a cluster that merely happens to run on this machine. A web
+    address is the job server's, where `ray job submit` sends to: not one to connect to."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    return "local" if not given or given.startswith("http") else given
+
+
+def _runtime_env(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What workers get beside the job's own environment, whose settings win (Ray refuses the same one twice). The
+    code itself travels as the job's working directory; a local Ray and nodes with a common disk find it by path."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | CLIENT_ENVIRONMENT | WORKER_MEMORY
+    own: dict[str, Any] = {
+        "env_vars": {name: value for name, value in variables.items() if name not in job.get("env_vars", {})},
+        "worker_process_setup_hook": set_up_worker,
+    }
+    return {name: value for name, value in own.items() if name == "env_vars" or name not in job}
 
 
 def require_resources(workers: int, threads: int, gpu: bool) -> None:
@@ -158,7 +180,8 @@ def _note(metrics: Mapping[str, float]) -> str:
 
 
 def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists() or "CUDA_VISIBLE_DEVICES" in os.environ
+    """Whether this node has one; Ray sets CUDA_VISIBLE_DEVICES to nothing where a process may use none."""
+    return Path("/dev/nvidiactl").exists() or bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
+from cluster.places import anchored
 from cluster.results import DETECTIONS, STUDENT
 from cluster.scoring import ground_truth, looks_per_image, score
 from cluster.terminal import progress
@@ -30,7 +30,7 @@ PROGRESS = "evaluating.jsonl"
 def evaluate(config: RunConfig) -> dict[str, float]:
     """AP and relatives in 0..100, parameters, and milliseconds per image; also written beside the student, with all
     detections as COCO results."""
-    config = replace(config, storage=str(Path(config.storage).resolve()))
+    config = anchored(config)
     folder = Path(config.storage) / config.name
     if not (folder / STUDENT / student_files.FACTS).exists():
         raise ConfigError(f"{folder / STUDENT} holds no student; run `python -m cluster.train` with this recipe first")

@@ -1,6 +1,8 @@
 """Pack the splits of a recipe's data set, unless they are packed already."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from data_sharding.shards import PackedDataset
 from kd.plugins import plugin
 
 SPLITS = ("train", "val")
+PATIENCE = 0.5
+"""Seconds between two looks at what another process packs."""
 
 
 def pack_splits(config: RunConfig) -> dict[str, PackedDataset]:
@@ -26,7 +30,7 @@ def pack_splits(config: RunConfig) -> dict[str, PackedDataset]:
     for split in SPLITS:
         folder = split_folder(config, split)
         with progress(f"pack {split}") as report:
-            packed[split] = pack(config.data, module, split, folder, progress=report)
+            packed[split] = _in_turn(lambda f=folder, s=split, r=report: pack(config.data, module, s, f, progress=r))
         told = read_report(folder)
         if told["images_skipped"] or told["annotations_skipped"]:
             say(
@@ -34,6 +38,19 @@ def pack_splits(config: RunConfig) -> dict[str, PackedDataset]:
                 f"out, listed in {folder / REPORT}"
             )
     return packed
+
+
+def _in_turn(act: Callable[[], PackedDataset]) -> PackedDataset:
+    """Runs that begin together share their data: one packs, the others wait and find it there."""
+    told = False
+    while True:
+        try:
+            return act()
+        except BlockingIOError as error:
+            if not told:
+                say(f"{str(error).partition(';')[0]}; waiting for it")
+            told = True
+            time.sleep(PATIENCE)
 
 
 def size_of(dataset: PackedDataset) -> int:

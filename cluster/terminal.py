@@ -65,12 +65,16 @@ class _Lines:
         self._began = self._told = time.monotonic()
         self._first: int | None = None
         self._waiting: tuple[int, int, str] | None = None
+        self._told_all = False
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         if self._first is None:
             self._first = done
         self._waiting = (done, total, note)
-        if time.monotonic() - self._told >= self._every or done >= total:
+        # What is told of a whole run after its last step (its AP, say) waits for the next line.
+        news = done >= total and not self._told_all
+        if time.monotonic() - self._told >= self._every or news:
+            self._told_all = done >= total
             self._tell()
 
     def finish(self) -> None:
@@ -90,13 +94,16 @@ class _Lines:
         self._stream.flush()
 
 
-def table(title: str, rows: Sequence[Mapping[str, object]], stream: TextIO | None = None) -> None:
-    """A closing table, one column per key of the first row. Floats are shown with four digits."""
+def table(
+    title: str, rows: Sequence[Mapping[str, object]], stream: TextIO | None = None, *, left: bool = False
+) -> None:
+    """A closing table, one column per key of the first row. Floats are shown with four digits. `left`: the columns
+    hold words, not numbers."""
     out: TextIO = stream or sys.stdout
     console = Console(file=out, width=None if out.isatty() else WIDTH_WITHOUT_TERMINAL)
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(rows[0] if rows else {}):
-        shown.add_column(column, justify="right" if number else "left")
+        shown.add_column(column, justify="right" if number and not left else "left")
     for row in rows:
         shown.add_row(*(_cell(row.get(column)) for column in rows[0]))
     console.print(shown)

@@ -14,6 +14,7 @@ from cluster.driver import follow, ray_started, require_resources, say, users_er
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError
 from cluster.packing import pack_splits
+from cluster.places import anchored
 from cluster.terminal import progress
 from cluster.tracking import open_run
 from cluster.worker import Job, work
@@ -25,7 +26,7 @@ RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Do what is left of the run; its result: metrics, minutes and where the student is."""
-    config = _with_absolute_storage(config)
+    config = anchored(config)
     folder = _claim(config)
     done = results.read(folder)
     if done is not None:
@@ -49,7 +50,8 @@ def train(config: RunConfig) -> dict[str, Any]:
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))
         except BaseException as error:
-            handle.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            # Ray turns SIGTERM, which `ray job stop` sends, into SystemExit; the job manager then waits for 3 s.
+            handle.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
             told = users_error(error)
             if told is not error:
                 raise told from None
@@ -73,15 +75,6 @@ def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
     return [{"run": config.name, **shown, "minutes": result["minutes"], "student": result["student"]}]
 
 
-def _with_absolute_storage(config: RunConfig) -> RunConfig:
-    """Workers have folders of their own: a relative path means the driver's."""
-    from dataclasses import replace
-
-    if "://" in config.storage:
-        raise ConfigError(f"storage: must be a folder that all machines share, got {config.storage}")
-    return replace(config, storage=str(Path(config.storage).resolve()))
-
-
 def _claim(config: RunConfig) -> Path:
     """The run's folder; refuses a name that another recipe has, telling what differs."""
     if config.name in RESERVED:
@@ -90,7 +83,7 @@ def _claim(config: RunConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / RECIPE
     if kept.exists():
-        changed = recipes.difference(recipes.load(kept, {}), config)
+        changed = recipes.difference(anchored(recipes.load(kept, {})), config)
         if changed:
             lines = "\n  ".join(changed)
             raise ConfigError(
