@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -63,10 +62,16 @@ def test_stopping_is_the_default_of_a_data_set(tmp_path: Path) -> None:
         packing.pack_splits(config)
 
 
-def test_a_run_waits_for_another_one_that_packs_the_same_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_waits_for_another_one_that_packs_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    waiting = threading.Event()
+
+    def say(text: str) -> None:
+        told.append(text)
+        waiting.set()
+
     monkeypatch.setattr(packing, "PATIENCE", 0.01)
+    monkeypatch.setattr(packing, "say", say)
     config = recipe(tmp_path)
     folder = split_folder(config, "train")
     folder.mkdir(parents=True)
@@ -74,7 +79,7 @@ def test_a_run_waits_for_another_one_that_packs_the_same_data(
     fcntl.flock(held, fcntl.LOCK_EX)
 
     def let_go() -> None:
-        time.sleep(0.3)
+        waiting.wait(60)
         os.close(held)
 
     other = threading.Thread(target=let_go)
@@ -82,6 +87,4 @@ def test_a_run_waits_for_another_one_that_packs_the_same_data(
     packed = packing.pack_splits(config)
     other.join()
     assert len(packed["train"]) == 8
-    told = capsys.readouterr().err
-    assert told.count("another process is packing into") == 1
-    assert "waiting for it" in told
+    assert [text for text in told if "another process is packing into" in text and "waiting for it" in text] == told[:1]
