@@ -13,7 +13,8 @@ help:
 
 setup: .venv/.ready
 
-# uv where it is there, else venv and pip; exact versions, bytecode compiled once (it halves every process start).
+# uv where it is there, else venv and pip; exact versions, bytecode compiled once, by all cores (it halves every
+# process start; a few packages hold files of other Pythons, which compile nowhere).
 .venv/.ready: requirements.lock
 	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 || { echo "minnow: this platform ($$(uname -s) $$(uname -m)) \
 	is not served: requirements.lock holds wheels for Linux on x86_64"; exit 1; }
@@ -24,7 +25,8 @@ setup: .venv/.ready
 		uv venv -q --python "$(PYTHON)" .venv && \
 		uv pip install -q --compile-bytecode --no-deps --python $(BIN)/python -r requirements.lock; \
 	else \
-		"$(PYTHON)" -m venv .venv && $(BIN)/python -m pip install -q --no-deps -r requirements.lock; \
+		"$(PYTHON)" -m venv .venv && $(BIN)/python -m pip install -q --no-deps --no-compile -r requirements.lock && \
+		{ $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true; }; \
 	fi
 	@touch .venv/.ready
 
