@@ -91,8 +91,7 @@ def _plan(source: Source, categories: Sequence[Category], split: str, shard_byte
         "fingerprint": source.fingerprint,
         "categories": [asdict(c) for c in categories],
         "shard_bytes": shard_bytes,
-        "on_bad": source.problems.on_bad,
-    }
+    } | ({"on_bad": "skip"} if source.problems.on_bad == "skip" else {})
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
@@ -149,7 +148,7 @@ def _pack_shards(
             write_atomically(folder / receipt["shard"]["name"], memoryview(content))
             write_atomically(path, _as_json(receipt))
         receipts.append(receipt)
-        done += receipt["read"]
+        done += receipt.get("read", receipt["shard"]["rows"])
         if progress is not None:
             progress(done, source.count)
     return receipts
@@ -201,8 +200,10 @@ def _shard(
     content = sink.getvalue()
     digest = xxhash.xxh3_128_hexdigest(content)
     shard = Shard(f"shard-{number:05d}-{digest}.arrow", len(rows), content.size, digest)
-    problems = [asdict(p) for p in skipped.found]
-    return content, {"shard": asdict(shard), "rows": rows, "read": reader.at - first, "problems": problems}
+    receipt: dict[str, Any] = {"shard": asdict(shard), "rows": rows}
+    if skipped.found:
+        receipt |= {"read": reader.at - first, "problems": [asdict(p) for p in skipped.found]}
+    return content, receipt
 
 
 def _finish(
@@ -226,7 +227,7 @@ def _finish(
         "shards": [receipt["shard"] for receipt in receipts],
     }
     manifest["uid"] = manifest_uid(manifest)
-    found = problems.found + [Problem(**p) for receipt in receipts for p in receipt["problems"]]
+    found = problems.found + [Problem(**p) for receipt in receipts for p in receipt.get("problems", [])]
     files = ((INDEX, index), (REPORT, report(split, problems.on_bad, found)), (MANIFEST, _as_json(manifest)))
     for name, content in files:
         write_atomically(folder / name, memoryview(content))
