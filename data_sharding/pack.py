@@ -91,7 +91,8 @@ def _plan(source: Source, categories: Sequence[Category], split: str, shard_byte
         "fingerprint": source.fingerprint,
         "categories": [asdict(c) for c in categories],
         "shard_bytes": shard_bytes,
-    } | ({"on_bad": "skip"} if source.problems.on_bad == "skip" else {})
+        "on_bad": source.problems.on_bad,
+    }
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """
     path = folder / PLAN
     if path.exists():
-        begun = json.loads(path.read_bytes())
+        begun = {"on_bad": "stop"} | json.loads(path.read_bytes())  # of packs from before there was a choice
         differing = sorted(k for k in begun | plan if begun.get(k) != plan.get(k))
         if differing and (folder / MANIFEST).exists():
             told = "; ".join(f"{k} was {str(begun.get(k))[:80]}, is {str(plan.get(k))[:80]}" for k in differing)
@@ -140,7 +141,7 @@ def _pack_shards(
         else:
             reader.seek(done)
             content, receipt = _shard(reader, shard_bytes, len(receipts), source, progress)
-            if known is not None and known != receipt:
+            if known is not None and known["shard"] != receipt["shard"]:
                 raise ValueError(
                     f"{folder / known['shard']['name']} is missing or damaged and cannot be made again: the image "
                     "files have changed since they were packed. Restore them, or delete the folder and pack anew"

@@ -81,7 +81,7 @@ def test_a_pack_with_gaps_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     data = as_coco(tmp_path / "data", "skip")
     (data.images / "c.jpg").write_bytes(image_file("c")[:-100])
     _packed(data, tmp_path / "packed")
-    with pytest.raises(ValueError, match="on_bad was skip, is None"):
+    with pytest.raises(ValueError, match="on_bad was skip, is stop"):
         _packed(as_coco(tmp_path / "other", "stop"), tmp_path / "packed")
 
 
