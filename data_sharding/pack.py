@@ -103,7 +103,7 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """
     path = folder / PLAN
     if path.exists():
-        begun = json.loads(path.read_bytes())
+        begun = {"on_bad": "stop"} | json.loads(path.read_bytes())  # of packs from before there was a choice
         differing = sorted(k for k in begun | plan if begun.get(k) != plan.get(k))
         if differing and (folder / MANIFEST).exists():
             told = "; ".join(f"{k} was {str(begun.get(k))[:80]}, is {str(plan.get(k))[:80]}" for k in differing)
@@ -141,7 +141,7 @@ def _pack_shards(
         else:
             reader.seek(done)
             content, receipt = _shard(reader, shard_bytes, len(receipts), source, progress)
-            if known is not None and known != receipt:
+            if known is not None and known["shard"] != receipt["shard"]:
                 raise ValueError(
                     f"{folder / known['shard']['name']} is missing or damaged and cannot be made again: the image "
                     "files have changed since they were packed. Restore them, or delete the folder and pack anew"
@@ -149,7 +149,7 @@ def _pack_shards(
             write_atomically(folder / receipt["shard"]["name"], memoryview(content))
             write_atomically(path, _as_json(receipt))
         receipts.append(receipt)
-        done += receipt["read"]
+        done += receipt.get("read", receipt["shard"]["rows"])
         if progress is not None:
             progress(done, source.count)
     return receipts
@@ -201,8 +201,10 @@ def _shard(
     content = sink.getvalue()
     digest = xxhash.xxh3_128_hexdigest(content)
     shard = Shard(f"shard-{number:05d}-{digest}.arrow", len(rows), content.size, digest)
-    problems = [asdict(p) for p in skipped.found]
-    return content, {"shard": asdict(shard), "rows": rows, "read": reader.at - first, "problems": problems}
+    receipt: dict[str, Any] = {"shard": asdict(shard), "rows": rows}
+    if skipped.found:
+        receipt |= {"read": reader.at - first, "problems": [asdict(p) for p in skipped.found]}
+    return content, receipt
 
 
 def _finish(
@@ -226,7 +228,7 @@ def _finish(
         "shards": [receipt["shard"] for receipt in receipts],
     }
     manifest["uid"] = manifest_uid(manifest)
-    found = problems.found + [Problem(**p) for receipt in receipts for p in receipt["problems"]]
+    found = problems.found + [Problem(**p) for receipt in receipts for p in receipt.get("problems", [])]
     files = ((INDEX, index), (REPORT, report(split, problems.on_bad, found)), (MANIFEST, _as_json(manifest)))
     for name, content in files:
         write_atomically(folder / name, memoryview(content))

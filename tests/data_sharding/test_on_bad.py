@@ -77,6 +77,14 @@ def test_a_repaired_image_continues_in_the_same_folder(tmp_path: Path) -> None:
     assert files(tmp_path / "packed") == files(tmp_path / "anew")
 
 
+def test_a_pack_with_gaps_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    data = as_coco(tmp_path / "data", "skip")
+    (data.images / "c.jpg").write_bytes(image_file("c")[:-100])
+    _packed(data, tmp_path / "packed")
+    with pytest.raises(ValueError, match="on_bad was skip, is stop"):
+        _packed(as_coco(tmp_path / "other", "stop"), tmp_path / "packed")
+
+
 def test_a_split_of_nothing_but_bad_images_stops_even_when_skipping(tmp_path: Path) -> None:
     data = as_coco(tmp_path / "data", "skip")
     for stem in "abcd":
