@@ -68,8 +68,8 @@ class Done:
         yield "images", len(self.sizes)
         yield "broken images", len(self.broken)
         yield "boxes", sum(len(found.boxes) for found in self.detections.values())
-        yield "seconds", self.seconds
-        yield "ms per image, pixels to boxes", 1000 * self.looking / max(1, len(self.sizes))
+        yield "seconds", f"{self.seconds:.1f}"
+        yield "ms per image, pixels to boxes", f"{1000 * self.looking / max(1, len(self.sizes)):.1f}"
         yield "detections", self.out / DETECTIONS
         yield "list of images", self.out / IMAGES
         if (self.out / PICTURES).is_dir():
