@@ -169,7 +169,9 @@ class FasterRCNN(PyramidDetector):
         boxes = boxes.unflatten(1, (classes + 1, 4))[:, 1:]
         found = []
         sizes = geometry.sizes.tolist()
-        for s, b, (height, width) in zip(scores.split(counts), boxes.split(counts), sizes, strict=True):
+        # One image has no split to fix into an exported graph, where the number of proposals is any.
+        by_image = ((scores,), (boxes,)) if len(counts) == 1 else (scores.split(counts), boxes.split(counts))
+        for s, b, (height, width) in zip(*by_image, sizes, strict=True):
             index = (s.flatten() > self.config.score_threshold).nonzero()[:, 0]
             best = b.flatten(0, 1)[index], s.flatten()[index], index % classes
             found.append(Detections(*suppressed(*best, (height, width), self.config.nms, self.config.detections)))
