@@ -46,7 +46,7 @@ def presets(weights: str) -> dict[str, Preset]:
     # Small objects have cells on P2 to P4, not on C5; and the output terms, whose gradients are as large as the task's
     # where their values are a few per cent of it, at a tenth of the paper's weights.
     on_pyramid = scalekd.Config(
-        start=0.0, freeze=0.0, alpha=5e-4, beta=0.02, gamma=0.005, csa=csa,
+        start=0.0, freeze=0.0, alpha=2.5e-3, beta=0.02, gamma=0.005, csa=csa,
         sdf=scalekd.Sdf(on="pyramid", width=64, token_width=64),
     )  # fmt: skip
     return {
