@@ -70,7 +70,6 @@ def test_each_epoch_shows_another_view_of_each_image(dataset: PackedDataset, vie
     assert all({shown[0][i], shown[1][i]} == {0, 1} for i in shown[0])
 
 
-@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (4, 3)])
 def test_random_draws_are_keyed_by_run_and_epoch(dataset: PackedDataset, views: ViewTable, order: Order) -> None:
     """On every rank and in every micro-batch alike; evaluation draws nothing."""
     steps_of_first = order.steps_in(0)
@@ -80,6 +79,7 @@ def test_random_draws_are_keyed_by_run_and_epoch(dataset: PackedDataset, views: 
         assert {batch.key for batch in found[-1]} == {(0, 1)}
 
 
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (4, 3)])
 def test_batches_do_not_depend_on_threads(
     dataset: PackedDataset, views: ViewTable, order: Order, threads: int, prefetch: int
 ) -> None:
