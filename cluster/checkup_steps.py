@@ -45,8 +45,6 @@ class Bench:
     looks: Sequence[Looked]
     loaded: Mapping[str, LoadedTeacher]
     classes: int
-    teacher_seconds: float
-    """Of all teachers together, per image."""
 
     @property
     def batch(self) -> Batch:
@@ -63,7 +61,7 @@ class Dry:
     """With the first weights, the mean of some batches."""
     norm: float | None
     seconds: float
-    """Student, methods and optimizer, per image."""
+    """Student, methods and optimizer, per image; on processors, theirs."""
     saved_bytes: float
     """Activations that are kept for the backward, per image."""
     parameters: int
@@ -84,11 +82,8 @@ def lay_bench(config: RunConfig, sample: Sample, loaded: Mapping[str, LoadedTeac
     count = min(config.micro_batch, len(sample.train.dataset), MOST_IMAGES if device.type == "cpu" else 10**6)
     with _loader(config, sample, loaded, count) as loader, _as_in_a_run(config):
         batches = [next(loader)[0].to(device) for _ in range(BATCHES)]
-        began = time.perf_counter()
         looks = [Looked(batch=b, taught={name: teacher(b) for name, teacher in teachers.items()}) for b in batches]
-        _wait(device)
-    seconds = (time.perf_counter() - began) / (count * BATCHES)
-    return Bench(config=config, device=device, looks=looks, loaded=loaded, classes=classes, teacher_seconds=seconds)
+    return Bench(config=config, device=device, looks=looks, loaded=loaded, classes=classes)
 
 
 def _loader(config: RunConfig, sample: Sample, loaded: Mapping[str, LoadedTeacher], count: int) -> Loader:
@@ -125,10 +120,9 @@ def dry_step(bench: Bench, name: str | None) -> Dry:
     with _as_in_a_run(config):
         with saved.counting():
             norm = once().norm
-        began = time.perf_counter()
+        began = _clock(bench.device)
         once()  # the first step of a process is slower than all others
-        _wait(bench.device)
-        seconds = time.perf_counter() - began
+        seconds = _clock(bench.device) - began
     return Dry(
         lesson=lesson,
         losses=_mean_losses(bench, config, name, step),
@@ -187,9 +181,12 @@ def _model(bench: Bench, config: RunConfig, name: str | None) -> tuple[Any, Any,
     return student, {name: taught.lessons[name]}, assistants
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def _clock(device: torch.device) -> float:
+    """Seconds; of processors their own, so that a busy machine does not make a student look slow."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _count(module: torch.nn.Module) -> int:
