@@ -21,7 +21,7 @@ from data_sharding.batch import Taps
 from data_sharding.cache_cost import require_space
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_plan import estimate_bytes
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache_writer import CacheWriter, Seen
 from kd.detectors.base import Detector
 
 
@@ -133,10 +133,11 @@ class ShardWriter:
             self._writer.fill(self._writer.shards[int(number)], self._taps_of)
         return rows
 
-    def _taps_of(self, positions: np.ndarray, view: int) -> Taps:
-        taps = self._live(self._assembled.batch(positions, view).to(self._device))
+    def _taps_of(self, positions: np.ndarray, view: int) -> Seen:
+        batch = self._assembled.batch(positions, view)
+        taps = self._live(batch.to(self._device))
         c5 = None if taps.c5 is None else taps.c5.cpu()
-        return Taps(c5, tuple(level.cpu() for level in taps.pyramid))
+        return Seen(Taps(c5, tuple(level.cpu() for level in taps.pyramid)), batch.images)
 
 
 def _size(folder: Path) -> int:

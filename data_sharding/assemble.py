@@ -47,6 +47,7 @@ class Assembler:
     further_factors: tuple[int, ...] = ()
     """The sizes that go into `Batch.scaled_images`."""
     caches: Mapping[str, TeacherCache]
+    """Only with `factor` 1: their taps stand on the student's grid."""
     pin: bool = False
     """Whether batches lie in page-locked memory, which only CUDA can allocate."""
 
@@ -72,8 +73,10 @@ class Assembler:
         taps = {name: self.pool.submit(self._taps, cache, samples) for name, cache in self.caches.items()}
 
         def wait() -> Batch:
-            made = self._batch(samples, views, clean, jittered, [job.result() for job in jobs], _results(taps))
-            return replace(made, key=key)
+            labels, found = [job.result() for job in jobs], _results(taps)
+            for cache in self.caches.values():
+                cache.require_same_pixels([s.position for s in samples], [s.view for s in samples], clean[1])
+            return replace(self._batch(samples, views, clean, jittered, labels, found), key=key)
 
         return wait
 

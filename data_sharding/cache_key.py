@@ -12,7 +12,7 @@ from torch import Tensor
 from data_sharding.batch import Taps
 from data_sharding.codecs import codec
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 COMMAND = "python -m cluster.cache_teacher"
 
 

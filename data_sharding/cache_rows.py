@@ -36,12 +36,15 @@ class CachedSample:
     canvas: tuple[int, int, int, int]
     """(H, W, valid height, valid width) in the student's pixels."""
     taps: tuple[Encoded, ...]
+    pixels: bytes = b""
+    """What `replay.sampled` took of the student's rendering; empty where the writer was not given the images."""
 
     @property
     def checksum(self) -> int:
         """xxh3_64 of everything that the row holds, so that no part of it can change unseen."""
         hasher = xxhash.xxh3_64()
         rows = [t.rows for t in self.taps]
+        hasher.update(struct.pack("<q", len(self.pixels)) + self.pixels)
         hasher.update(struct.pack(f"<qi4i{len(rows)}i", self.image_id, self.view, *self.canvas, *rows))
         for tap in self.taps:
             hasher.update(struct.pack("<qq", len(tap.scale), len(tap.mask)))
@@ -65,6 +68,7 @@ def schema(key: CacheKey) -> pa.Schema:
             ("scale", pa.list_(pa.large_binary(), levels)),
             ("mask", pa.list_(pa.large_binary(), levels)),
             ("feat", pa.large_binary()),
+            ("pixels", pa.binary()),
         ],
         metadata={"minnow.cache_format": str(key.format), "minnow.cache_uid": key.uid, "minnow.codec": key.codec},
     )
@@ -82,6 +86,7 @@ def write_row(sample: CachedSample, checksum: int, columns: pa.Schema) -> pa.Rec
         [t.scale for t in sample.taps],
         [t.mask for t in sample.taps],
         feat,
+        sample.pixels,
     )
     arrays = [pa.array([value], field.type) for value, field in zip(values, columns, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
@@ -102,7 +107,8 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> tuple[CachedSample, int]:
         Encoded(rows=n, payload=feat[start:end], scale=s, mask=m)
         for n, (start, end), s, m in zip(npos, pairwise(ends), scale, mask, strict=True)
     )
-    return CachedSample(image_id=image_id, view=view, canvas=tuple(canvas), taps=taps), checksum
+    pixels = batch.column(8)[0].as_py()
+    return CachedSample(image_id=image_id, view=view, canvas=tuple(canvas), taps=taps, pixels=pixels), checksum
 
 
 def _only_value(column: pa.Array) -> memoryview:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import xxhash
+from torch import Tensor
 
 from data_sharding.batch import Taps
 from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
@@ -22,13 +23,25 @@ from data_sharding.cache_plan import CacheShard, plan
 from data_sharding.cache_rows import CachedSample, schema, write_row
 from data_sharding.codecs import codec
 from data_sharding.files import sync_folder, write_atomically
+from data_sharding.replay import sampled
 
 if TYPE_CHECKING:
     from data_sharding.shards import PackedDataset
     from data_sharding.views import ViewTable
 
-TapsOf = Callable[[np.ndarray, int], Taps]
-"""(image positions, view index) -> the teacher's taps of these images, on the student's grid."""
+
+@dataclass(frozen=True)
+class Seen:
+    """A teacher's taps, and the images that it was asked about."""
+
+    taps: Taps
+    images: Tensor
+    """(B, 3, H, W) uint8: the student's rendering, whatever the teacher's resolution."""
+
+
+TapsOf = Callable[[np.ndarray, int], Taps | Seen]
+"""(image positions, view index) -> the teacher's taps of these images, on the student's grid. With the images, whoever
+reads the cache checks that it replays the same pixels."""
 
 INDEX_COLUMNS = pa.schema(
     [
@@ -152,13 +165,16 @@ class CacheWriter:
         for batch in shard.batches:
             views = [self.views.view(i, shard.view) for i in batch]
             canvas = views[0].canvas
-            tensors = layout.split(taps_of(np.array(batch, np.int64), shard.view), len(batch), canvas)
+            found = taps_of(np.array(batch, np.int64), shard.view)
+            taps, images = (found.taps, found.images) if isinstance(found, Seen) else (found, None)
+            tensors = layout.split(taps, len(batch), canvas)
             for row, (position, view) in enumerate(zip(batch, views, strict=True)):
                 yield CachedSample(
                     image_id=int(self.dataset.image_ids[position]),
                     view=shard.view,
                     canvas=(*canvas, *view.size),
                     taps=tuple(coding.encode(t[row], level=n) for n, t in zip(layout.names, tensors, strict=True)),
+                    pixels=b"" if images is None else sampled(images[row], view.size),
                 )
 
     def _receipt_path(self, shard: CacheShard) -> Path:

@@ -16,11 +16,12 @@ import xxhash
 from torch import Tensor
 
 from data_sharding.batch import Taps
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
+from data_sharding.cache_key import COMMAND, CacheKey, canonical_json, library_versions
 from data_sharding.cache_mapping import MappedShards, ShardFile
 from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
 from data_sharding.cache_writer import CacheIncomplete
 from data_sharding.codecs import codec
+from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
 
 Verify = Literal["first", "always", "never"]
 
@@ -41,7 +42,7 @@ class TeacherCache:
         self._index = _read_index(folder / "index.arrow", manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
-        self._verified = np.zeros(len(self._index["row"]), np.bool_)
+        self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
 
     @classmethod
     def open(cls, folder: Path, key: CacheKey, *, verify: Verify = "first", open_shards: int = 1024) -> "TeacherCache":
@@ -78,6 +79,24 @@ class TeacherCache:
             raise ValueError(f"a batch must have one canvas, these {len(samples)} samples have {sorted(canvases)}")
         sizes = self.layout.sizes(next(iter(canvases)))
         return self.layout.join(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
+
+    def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
+        """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
+        teacher's taps: each sample once in this process, none with `verify` never. Raises ReplayDiffers."""
+        for position, view, image in zip(positions, views, images, strict=True):
+            line = int(self._line[view, position])
+            if self.verify == "never" or self._replayed[line]:
+                continue
+            sample = self._sample(position, view)
+            off = difference(sample.pixels, sampled(image, sample.canvas[2:])) if sample.pixels else 0.0
+            if off > TOLERANCE:
+                raise ReplayDiffers(
+                    f"{self.folder}: view {view} of image id {sample.image_id} differs by {off:.1f} grey levels on "
+                    f"average from what the teacher saw; the cache was filled with {dict(self.key.versions)}, this "
+                    f"process has {dict(library_versions())}. Use the code and libraries that filled it, or delete "
+                    f"this folder and fill it again with `{COMMAND}`"
+                )
+            self._replayed[line] = True
 
     def verify_files(self) -> None:
         """Read every shard whole and compare it with its hash, as after copying a cache."""

@@ -185,8 +185,9 @@ def test_the_checksum_covers_everything_in_a_row() -> None:
         replace(sample, image_id=2),
         replace(sample, view=1),
         replace(sample, canvas=(128, 128, 100, 91)),
+        replace(sample, pixels=b"x"),
         replace(sample, taps=(replace(tap, rows=6),)),
         replace(sample, taps=(replace(tap, scale=b"x"),)),
         replace(sample, taps=(replace(tap, mask=b"x"),)),
     ]
-    assert len({s.checksum for s in [sample, *changed]}) == 7
+    assert len({s.checksum for s in [sample, *changed]}) == 8
