@@ -16,6 +16,13 @@ _FINE = 65536
 """Anchors that need not end on whole pixels end on fractions of so many."""
 
 
+def check_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> None:
+    """Raise ValueError where a detector's `anchor_sizes` and `anchor_ratios` are no anchors."""
+    for name, values in (("sizes", sizes), ("ratios", ratios)):
+        if not values or min(values) <= 0:
+            raise ValueError(f"anchor_{name} must be one or more numbers above 0, got {values}")
+
+
 @dataclass(frozen=True)
 class Anchors:
     """Every anchor of a canvas, finest level first, row by row, cell by cell."""
@@ -48,12 +55,6 @@ class AnchorShapes:
     """Height / width."""
     whole_pixels: bool = True
     """Round sizes down and corners to whole pixels, as torchvision does."""
-
-    def __post_init__(self) -> None:
-        for name in ("sizes", "ratios"):
-            values = getattr(self, name)
-            if not values or min(values) <= 0:
-                raise ValueError(f"anchor_{name} must be one or more numbers above 0, got {values}")
 
     @property
     def per_cell(self) -> int:

@@ -23,7 +23,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
-from kd.blocks.anchors import Anchors, AnchorShapes
+from kd.blocks.anchors import Anchors, AnchorShapes, check_anchors
 from kd.blocks.dense import best_of_levels, flat, suppressed
 from kd.blocks.region_targets import AnchorTargets, RegionTargets, anchor_targets, drawn_regions, region_targets
 from kd.blocks.response import box_error, soft_classes, soft_regions
@@ -70,11 +70,7 @@ class Config(DetectorConfig):
         for name in ("proposal_nms", "roi_positives"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        self.anchors()
-
-    def anchors(self) -> AnchorShapes:
-        """The anchors of one cell."""
-        return AnchorShapes(sizes=self.anchor_sizes, ratios=self.anchor_ratios, whole_pixels=self.whole_pixels)
+        check_anchors(self.anchor_sizes, self.anchor_ratios)
 
 
 class FasterRCNN(PyramidDetector):
@@ -83,7 +79,9 @@ class FasterRCNN(PyramidDetector):
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
         super().__init__(config, num_classes, backbone, top="pool", family="two_stage")
         self.config = config
-        self.anchors = config.anchors()
+        self.anchors = AnchorShapes(
+            sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels
+        )
         self.rpn = Proposer(config.width, config.head_depth, self.anchors.per_cell)
         self.roi_heads = RegionHead(config.width, config.roi_convs, config.roi_width, num_classes)
         self.anchor_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))

@@ -22,7 +22,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
 from kd.blocks.anchor_towers import AnchorTowers, HeadNorm
-from kd.blocks.anchors import Anchors, AnchorShapes, under_any
+from kd.blocks.anchors import Anchors, AnchorShapes, check_anchors, under_any
 from kd.blocks.dense import best_of_levels, flat, keep_rows, one_hot, suppressed
 from kd.blocks.fpn import Top
 from kd.blocks.match import BACKGROUND, match_all
@@ -64,11 +64,7 @@ class Config(DetectorConfig):
                 "anchors need 0 < negative_iou <= positive_iou <= 1, got "
                 f"negative_iou {self.negative_iou} and positive_iou {self.positive_iou}"
             )
-        self.anchors()
-
-    def anchors(self) -> AnchorShapes:
-        """The anchors of one cell."""
-        return AnchorShapes(sizes=self.anchor_sizes, ratios=self.anchor_ratios, whole_pixels=self.whole_pixels)
+        check_anchors(self.anchor_sizes, self.anchor_ratios)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,9 @@ class RetinaNet(PyramidDetector):
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
         super().__init__(config, num_classes, backbone, config.top)
         self.config = config
-        self.anchors = config.anchors()
+        self.anchors = AnchorShapes(
+            sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels
+        )
         self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.head = AnchorTowers(config.width, config.head_depth, self.anchors.per_cell, num_classes, config.head_norm)
 
