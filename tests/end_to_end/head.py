@@ -86,7 +86,7 @@ def started_head(token_file: Path, cpus: int = 2) -> Iterator[Head]:
     with (home / "start.log").open("wb") as out:
         process = subprocess.Popen([RAY, *words], stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
-        _wait_for(home / "start.log", process)
+        _wait_for(dashboard, home / "start.log", process)
         yield Head(address=f"http://{LOOPBACK}:{dashboard}", home=home, environment=environment, pid=process.pid)
     finally:
         _end(process)
@@ -104,10 +104,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until `ray start` says that all of it runs."""
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _wait_for(port: int, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until `ray start` says that all of it runs and the job server answers."""
     deadline = time.monotonic() + PATIENCE
-    while "Ray runtime started" not in log.read_text():
+    while "Ray runtime started" not in log.read_text() or not _answers(port):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
