@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a fresh clone, make, git and Python 3.11 to 3.13 are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test clean
+.PHONY: help setup demo check test test-jobs clean
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
@@ -9,6 +9,7 @@ SOURCES := data_sharding kd cluster tuning benchmarks tests
 help:
 	@echo "make demo        the whole job on built-in data: teacher, cache, students alone and distilled, one table"
 	@echo "make check test  lint, format, types, import directions; all tests"
+	@echo "make test-jobs   ray job submit against a real local head with token authentication"
 	@echo "make setup       only the environment (.venv)"
 
 setup: .venv/.ready
@@ -40,7 +41,11 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not jobs"
+
+# Minutes on two cores, and Ray's own start is not always punctual: apart from the rest.
+test-jobs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m jobs
 
 clean:
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

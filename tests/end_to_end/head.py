@@ -34,6 +34,13 @@ class Head:
     """With the token."""
     pid: int
 
+    def wait_until_jobs_run(self, log: Path) -> None:
+        """The job server answers a while before it has an agent to hand a job to."""
+        deadline = time.monotonic() + PATIENCE
+        while self._ray(["submit", "--address", self.address, "--", "true"], log).wait(timeout=PATIENCE):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(1)
+
     def submit(self, name: str, log: Path, *settings: str, token: bool = True) -> subprocess.Popen[bytes]:
         """`ray job submit ... -- python -m cluster.train ...` from the project's root, followed into `log`."""
         words = ["submit", "--address", self.address, "--submission-id", name, "--working-dir", "."]
@@ -87,7 +94,9 @@ def started_head(token_file: Path, cpus: int = 2) -> Iterator[Head]:
         process = subprocess.Popen([RAY, *words], stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
         _wait_for(dashboard, home / "start.log", process)
-        yield Head(address=f"http://{LOOPBACK}:{dashboard}", home=home, environment=environment, pid=process.pid)
+        head = Head(address=f"http://{LOOPBACK}:{dashboard}", home=home, environment=environment, pid=process.pid)
+        head.wait_until_jobs_run(home / "ready.log")
+        yield head
     finally:
         _end(process)
         shutil.rmtree(home, ignore_errors=True)

@@ -344,6 +344,7 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
 
     class Wrong:
         key = taught.cache.key
+        require_same_pixels = staticmethod(taught.cache.require_same_pixels)
 
         def read(self, *args: Any, **settings: Any) -> Taps:
             taps = real(*args, **settings)

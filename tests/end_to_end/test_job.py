@@ -29,7 +29,7 @@ def steps_of(folder: Path) -> list[int]:
     return [row["s"] for row in map(json.loads, (r for r in rows if r.endswith("\n"))) if "loss/total" in row["m"]]
 
 
-@pytest.mark.cluster
+@pytest.mark.jobs
 def test_a_recipe_as_a_job(tmp_path: Path) -> None:
     storage, logs = tmp_path / "storage", tmp_path / "logs"
     logs.mkdir()
