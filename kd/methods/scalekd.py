@@ -9,7 +9,8 @@ Departures, by the names of our reference (A1.9). Fixed: V stands outside the so
 the student's level. By default, with a setting for the other reading: the student asks (S1); CSA shares the student's
 head (S4) and does not move it (S5); it has a residual, LayerNorm and a position code and starts as the student's own
 pyramid (S6); it learns from the first step on (S7), by AdamW, since Adam's coupled decay drives it back to the student;
-its attention starts local; the teacher's SDF is frozen at random, or both sides could agree on a constant (S10).
+its attention starts local; the teacher's SDF is frozen at random, or both sides could agree on a constant (S10), and
+the student's begins as it.
 """
 
 from dataclasses import dataclass

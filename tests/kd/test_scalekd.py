@@ -110,6 +110,37 @@ def test_settings_that_cannot_work_are_refused(make: Callable[[], object]) -> No
 # ---- SDF
 
 
+def test_on_the_pyramid_the_feature_loss_sums_levels_and_needs_no_c5() -> None:
+    student, teacher = (Taps(pyramid=fake.taps(2, seed).pyramid) for seed in (1, 2))
+    loss = Loss(Config(sdf=replace(SMALL, on="pyramid"), alpha=0.5, beta=0.0, gamma=0.0), fake.pair())
+    found = fake.run(loss, student, teacher, fake.batch(2))["feat"]
+    levels = [loss.features(s, t).mean() for s, t in zip(student.pyramid, teacher.pyramid, strict=True)]
+    torch.testing.assert_close(found, 0.5 * torch.stack(levels).sum())
+    assert len(levels) > 1
+
+
+@pytest.mark.parametrize("on", ["c5", "pyramid"])
+def test_sides_that_begin_alike_tell_maps_apart_and_not_themselves(on: Any) -> None:
+    taps, other = fake.taps(2, 1), fake.taps(2, 2)
+
+    def feat(teacher: Taps, **sdf: Any) -> float:
+        config = Config(sdf=replace(SMALL, on=on, **sdf), alpha=1.0, beta=0.0, gamma=0.0)
+        return fake.run(Loss(config, fake.pair()), taps, teacher, fake.batch(2))["feat"].item()
+
+    assert feat(taps) == 0
+    assert feat(other) > 0
+    assert feat(taps, same_start=False) > 0
+
+
+def test_sides_of_other_widths_begin_alike_behind_their_adapters() -> None:
+    part = Loss(Config(sdf=SMALL), fake.pair(teacher=fake.wider())).features
+    assert part.teacher_sdf is not None
+    mine, theirs = part.student_sdf.state_dict(), part.teacher_sdf.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert all(p.requires_grad for p in part.student_sdf.parameters())
+    assert not any(p.requires_grad for p in part.teacher_sdf.parameters())
+
+
 def test_the_feature_loss_sums_channels_and_averages_positions_and_images() -> None:
     student, teacher = fake.taps(2, 1), fake.taps(2, 2)
     loss = Loss(Config(sdf=SMALL, alpha=1.0, beta=0.0, gamma=0.0), fake.pair())
