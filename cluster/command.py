@@ -43,7 +43,7 @@ def command(
     0: done. 1: a bug or a broken machine, with a traceback. 2: something for the user to put right, in one message.
     130: interrupted. `act` may return another code than 0.
     """
-    options = _parser(verb, about).parse_args(arguments)
+    options = _parser(verb, about).parse_intermixed_args(arguments)
     return answered(lambda: _run(options, act), debug=options.debug)
 
 

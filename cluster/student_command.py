@@ -44,7 +44,7 @@ def command(
     parser.add_argument("student", type=Path, help="the folder with student.safetensors and student.json")
     parser.add_argument("rest", nargs="*", metavar="image|key=value", help="image files or folders; settings")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error came from")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     return answered(lambda: act(_order(options.student, options.rest)), debug=options.debug)
 
 

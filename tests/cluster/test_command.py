@@ -36,9 +36,12 @@ def test_a_recipe_may_be_a_path(tmp_path: Path) -> None:
     assert seen[0].name == "digits_student"
 
 
-def test_show_prints_a_recipe_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_show_prints_a_recipe_that_reads_back(capsys: pytest.CaptureFixture[str], place: int) -> None:
     seen: list[RunConfig] = []
-    assert run(seen.append, "digits_student", "seed=5", "--show") == 0
+    words = ["digits_student", "seed=5"]
+    words.insert(place, "--show")
+    assert run(seen.append, *words) == 0
     assert not seen
     assert check(parse(capsys.readouterr().out, "shown"), "shown").seed == 5
 
