@@ -129,7 +129,11 @@ def _client(uri: str) -> "MlflowClient":
 
 def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
-    return found.experiment_id if found is not None else client.create_experiment(name, artifact_location=artifacts)
+    if found is not None:
+        return found.experiment_id
+    # MLflow opens what it takes for a project of language models on another page.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return client.create_experiment(name, artifact_location=artifacts, tags=kind)
 
 
 def _continued(client: "MlflowClient", uri: str, folder: Path) -> RunHandle | None:
