@@ -37,6 +37,9 @@ def main() -> None:
     path = options.results or ROOT / "benchmarks" / "results" / f"hit_uav_{options.size}.json"
     names = presets("weights")[options.size]  # settings without paths
     store = Store(path, fingerprint(replace(names, methods={})))
+    if options.show:
+        show(store)
+        return
     setup = _setup(preset, options)
     ensure_teacher(setup, preset, store)
     for method, seed in rounds(preset, options.seeds):
@@ -68,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="default benchmarks/results/hit_uav_<size>.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of torch on the processor")
+    parser.add_argument("--show", action="store_true", help="print the stored rows and train nothing")
     parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")
     return parser.parse_args()
 
