@@ -34,6 +34,7 @@ from kd.detectors.base import Detections, Detector, Shapes
 from kd.distiller import Distiller, Lesson
 from kd.engine import PlainEngine, Precision
 from kd.evaluation import coco
+from kd.evaluation.truth import GroundTruth
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.optimise import Ema, OptimConfig
 from kd.plugins import plugin
@@ -179,7 +180,7 @@ def evaluate(detector: Detector, setup: Setup, factor: int = 1) -> dict[str, flo
     """COCO's numbers in 0..100 of `detector`, left in eval mode, at `factor` times the evaluation's resolution."""
     split, device = open_split(setup, "val", setup.evaluation_views), torch.device(setup.device)
     dataset, detector = split.dataset, detector.to(device).eval()
-    truth = coco.GroundTruth.from_records((dataset.record(i) for i in range(len(dataset))), dataset.categories)
+    truth = GroundTruth.from_records((dataset.record(i) for i in range(len(dataset))), dataset.categories)
     sizes = dict(zip(dataset.image_ids.tolist(), zip(dataset.heights, dataset.widths, strict=True), strict=True))
     found: dict[int, Detections] = {}
     batches = evaluation_batches(
