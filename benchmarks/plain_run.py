@@ -138,8 +138,10 @@ def build_detector(setup: Setup, categories: tuple[Category, ...]) -> Detector:
     return detector.to(torch.device(setup.device), memory_format=torch.channels_last)
 
 
-def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | None = None) -> Run:
-    """Train `setup.detector` and evaluate it on the split `val`."""
+def train(
+    setup: Setup, progress: Progress | None = None, evaluate_every: int | None = None, evaluated: bool = True
+) -> Run:
+    """Train `setup.detector` and evaluate it on the split `val`, unless asked not to."""
     train_split, device = open_split(setup, "train", setup.views), torch.device(setup.device)
     student = build_detector(setup, train_split.dataset.categories).train()
     teacher, caches, lessons, assistants = taught(setup, train_split, student.shapes)
@@ -171,7 +173,7 @@ def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | 
                 progress(done, history[-1])
     if ema is not None:
         student.load_state_dict(ema.state_dict())
-    metrics = evaluate(student, setup, factor=setup.factor)
+    metrics = evaluate(student, setup, factor=setup.factor) if evaluated else {}
     return Run(detector=student, metrics=metrics, seconds=spent, cpu_seconds=cpu, history=history)
 
 
