@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
-from kd.teacher import LiveTeacher, aligned_shapes, all_reads
+from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
 
 TEACHER_BATCH = 8
 """Images per forward that fills a cache: part of the cache's key."""
@@ -225,6 +225,8 @@ def build_lessons(
         module, name = plugin("kd.methods", lesson.name.rpartition("/")[2]), lesson.name
         with _own_randomness(config.seed, f"method {name}"):
             loss = module.Loss(lesson.config, pair)
+        if teacher is not None and loss.needs_head:
+            lesson = replace(lesson, head=TeacherHead(teacher.detector, student, teacher.config, device))
         lessons[name] = (lesson, loss)
         if _has_assistant(module, lesson.config):
             with _own_randomness(config.seed, f"assistant {name}"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from data_sharding.world import World
+from kd.blocks.adapt import same_levels
 from kd.detectors.base import Detector, Shapes
 
 
@@ -17,9 +18,6 @@ from kd.detectors.base import Detector, Shapes
 class MethodConfig:
     """Settings that every method has. Times are shares of the schedule, so that recipes of any length agree."""
 
-    taught: ClassVar[bool] = True
-    """Whether the method learns from a teacher. One that does not (its `reads` is empty) is one lesson of the run,
-    however many teachers there are."""
     weight: float = 1.0
     """Multiplies every term of the method."""
     start: float = 0.0
@@ -45,6 +43,12 @@ class MethodConfig:
         if not self.start <= progress < self.stop:
             return 0.0
         return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the method learns from a teacher. One that does not (its `reads` is empty) is one lesson of the run,
+        however many teachers there are."""
+        return True
 
     @property
     def assisted(self) -> bool:
@@ -74,6 +78,9 @@ class Method(nn.Module, ABC):
     """Fields of the teacher's `Taps` that it or its assistant reads: the cache stores only these."""
     sparse_suffices: ClassVar[bool] = False
     """Whether positions inside boxes are all that it reads of the teacher."""
+    needs_head: bool = False
+    """Whether it asks what the teacher's head says (`Advice.teacher_outputs`): the frozen head then stays loaded, also
+    beside a cached teacher, and is run on the taught pyramid. Such a method calls `check_comparable` first."""
 
     @abstractmethod
     def losses(
@@ -91,10 +98,20 @@ class Advice:
     detector: Detector
     outputs: Outputs | None = None
     """Of the student's head on the assistant's pyramid."""
+    ask: Callable[[], Outputs] | None = None
+    """Runs the teacher's head when it is first called; None where no method `needs_head`."""
     pyramid: tuple[Tensor, ...] = ()
     """The assistant's own, of the student's shape."""
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     """Everything else, by names that only the method and its assistant know."""
+
+    @property
+    def teacher_outputs(self) -> Outputs:
+        """What the frozen teacher's head says of the taught pyramid, on the student's grid, in the student's pixels and
+        of the student's proposals; without gradient, computed once however many methods ask."""
+        if self.ask is None:
+            raise ValueError("the teacher's head is not here; a method that asks it must set needs_head")
+        return self.ask()
 
     def detach(self) -> "Advice":
         """The same values, cut off from the graph."""
@@ -164,18 +181,15 @@ class Assistant(nn.Module, ABC):
 
 
 class PyramidAssistant(Assistant):
-    """An assistant that answers with a pyramid of the student's shape, which the student's own head turns into outputs:
-    the detection loss of those outputs trains the assistant, and the outputs are its advice."""
+    """An assistant that makes a pyramid of the student's shape, which the student's own head turns into outputs: the
+    detection loss of those outputs trains the assistant; pyramid and outputs are its advice."""
 
     def predictor(self, student: Detector) -> Detector:
         """Whose head turns its pyramid into outputs: by default the student's."""
         return student
 
-    @abstractmethod
-    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Student pyramid and teacher pyramid, both detached and on the student's grid -> assistant's pyramid."""
-
     def watch(self, scene: Scene) -> tuple[Tensor, ...]:
+        """Its pyramid: by default `forward` of the student's and the teacher's."""
         return self(scene.taps.pyramid, scene.teacher.pyramid)
 
     def advise(self, made: tuple[Tensor, ...], scene: Scene) -> Advice:
@@ -185,3 +199,21 @@ class PyramidAssistant(Assistant):
     def loss(self, advice: Advice, scene: Scene) -> Tensor:
         assert advice.outputs is not None
         return torch.stack(list(scene.student.task_losses(advice.outputs, scene.batch).values())).sum()
+
+
+def check_comparable(pair: Pair, method: str) -> None:
+    """ValueError unless the heads of `pair` answer about the same places and classes, so that a method can compare
+    their answers one by one."""
+    student, teacher = pair.student, pair.teacher
+    same_levels(student.strides, teacher.strides)
+    mine, its = ((*shapes.places, f"{shapes.num_classes} classes") for shapes in (student, teacher))
+    if mine != its:
+        raise ValueError(
+            f"{method} compares what two heads say place by place, but the student's places are {_told(mine)}, the "
+            f"teacher's {_told(its)}; give both the same detector, anchors (or point_offset) and classes, or choose a "
+            "method that compares pyramids"
+        )
+
+
+def _told(places: tuple[object, ...]) -> str:
+    return ", ".join(str(place) for place in places)
