@@ -43,6 +43,15 @@ class MethodConfig:
             return 0.0
         return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
 
+    def check_weights(self, *names: str) -> None:
+        """Raise ValueError unless these settings are >= 0, or None, which stands for the paper's value."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(
+                    f"{name} must be >= 0, or null for the paper's value where that is its default; got {value}"
+                )
+
     @property
     def assisted(self) -> bool:
         """Whether these settings need the assistant of a method that has one."""

@@ -97,8 +97,10 @@ def rows(found: Taps, which: slice | list[int]) -> Taps:
     return Taps(None if found.c5 is None else found.c5[which], tuple(x[which] for x in found.pyramid))
 
 
-def batch(images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[int, int] = CANVAS) -> Batch:
-    """`images` images with the same `boxes` boxes, part of a global batch of `totals` images."""
+def batch(
+    images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[int, int] = CANVAS, first: int = 0
+) -> Batch:
+    """`images` images with the same `boxes` boxes, part of a global batch of `totals` images; ids from `first` on."""
     one = torch.tensor([[4.0, 4.0, 20.0, 30.0], [50.0, 10.0, 90.0, 80.0]])[:boxes]
     count = float(images if totals is None else totals)
     return Batch(
@@ -107,7 +109,7 @@ def batch(images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[
         boxes=(one,) * images,
         labels=(torch.zeros(boxes, dtype=torch.int64),) * images,
         ignore=(torch.zeros(0, 4),) * images,
-        image_ids=tuple(range(images)),
+        image_ids=tuple(range(first, first + images)),
         views=(0,) * images,
         totals={"images": torch.tensor(count), "positives": torch.tensor(count * boxes)},
     )

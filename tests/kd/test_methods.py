@@ -15,7 +15,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, pkd, scalekd
+from kd.methods import cwd, fitnet, mgd, pkd, scalekd
 from kd.methods.base import Advice, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -26,7 +26,11 @@ METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
-SYMMETRIC: dict[str, MethodConfig] = {"scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"))}
+# A generator restores what was masked, and errs.
+SYMMETRIC: dict[str, MethodConfig] = {
+    "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared")),
+    "mgd": mgd.Config(share=0.0, layers=0),
+}
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
 
@@ -174,7 +178,11 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
         for part in parts:
             images = len(range(3)[part])
             terms = fake.run(
-                method, fake.rows(student, part), fake.rows(teacher, part), fake.batch(images, totals=3), detector
+                method,
+                fake.rows(student, part),
+                fake.rows(teacher, part),
+                fake.batch(images, totals=3, first=part.start),
+                detector,
             )
             torch.stack(list(terms.values())).sum().backward()
             sums |= {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
