@@ -44,6 +44,15 @@ class MethodConfig:
             return 0.0
         return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
 
+    def check_weights(self, *names: str) -> None:
+        """Raise ValueError unless these settings are >= 0, or None, which stands for the paper's value."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(
+                    f"{name} must be >= 0, or null for the paper's value where that is its default; got {value}"
+                )
+
     @property
     def taught(self) -> bool:
         """Whether the method learns from a teacher. One that does not (its `reads` is empty) is one lesson of the run,

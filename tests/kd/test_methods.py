@@ -15,7 +15,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, pkd, scalekd
+from kd.methods import cwd, fitnet, mgd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -26,8 +26,10 @@ METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
+# A generator restores what was masked, and errs.
 SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
+    "mgd": mgd.Config(share=0.0, layers=0),
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
