@@ -29,7 +29,7 @@ from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
-from kd.teacher import LiveTeacher, aligned_shapes, all_reads
+from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
 
 TEACHER_BATCH = 8
 """Images per forward that fills a cache: part of the cache's key."""
@@ -224,7 +224,10 @@ def build_lessons(
             module = plugin("kd.methods", method)
             with _own_randomness(config.seed, f"method {name}"):
                 loss = module.Loss(settings, pair)
-            lesson = Lesson(name=name, teacher=teacher.config.name, config=settings, weight=teacher.config.weight)
+            head = TeacherHead(teacher.detector, student, teacher.config, device) if loss.needs_head else None
+            lesson = Lesson(
+                name=name, teacher=teacher.config.name, config=settings, weight=teacher.config.weight, head=head
+            )
             lessons[name] = (lesson, loss)
             if _has_assistant(module, settings):
                 with _own_randomness(config.seed, f"assistant {name}"):

@@ -86,6 +86,9 @@ class EvaluationConfig:
     """Detections per image that AR is told for; AP uses the last."""
     areas: tuple[int, ...] = (8, 16, 32)
     """Edges in pixels of the finer size classes: (0, 8], (8, 16], (16, 32], beside COCO's own."""
+    protocols: tuple[Literal["visdrone", "voc"], ...] = ()
+    """Data sets' own numbers beside COCO's: VisDrone's toolkit's (visdrone_AP, visdrone_AR500, ...) and VOC's (voc_AP,
+    voc_AP_2007, both at IoU 0.5)."""
     views: EvaluationViews | None = None
     """null: the training views without crop, flip and jitter, at their largest short side."""
     slices: SliceConfig | None = None

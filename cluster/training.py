@@ -10,6 +10,7 @@ from typing import Any
 from cluster import config as recipes
 from cluster import results
 from cluster.caching import fill_caches
+from cluster.claim import alone
 from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
@@ -30,6 +31,11 @@ def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> d
     MLflow run."""
     config = anchored(config)
     folder = _claim(config)
+    with alone(folder):
+        return _train(config, folder)
+
+
+def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")

@@ -1,8 +1,9 @@
 """The forward of a training step: student, taught pyramids and methods in, named losses out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from kd.assistants import AssistantTrainer
 from kd.clock import Clock
 from kd.detectors.base import Detector
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
+from kd.teacher import TeacherHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Lesson:
     config: MethodConfig
     weight: float = 1.0
     """The teacher's weight."""
+    head: TeacherHead | None = None
+    """The teacher's head, where the method needs it. No module of the student's optimizer or checkpoint."""
 
     def strength(self, progress: float) -> float:
         """What the method's terms are multiplied by at `progress` in [0, 1) of the schedule."""
@@ -92,15 +96,22 @@ class Distiller(nn.Module):
             return losses
         outputs = self._predict(taps, batch) if outputs is None else outputs
         losses |= {f"task/{term}": loss for term, loss in student.task_losses(outputs, batch).items()}
+        ask = self._heads(taught, batch, outputs)
         for name, lesson in self.lessons.items():
             strength = lesson.strength(moment.progress)
             if strength == 0:
                 continue
-            terms = self._method(name).losses(
-                taps, outputs, taught[lesson.teacher], batch, Advice(student, advice.get(name))
-            )
+            told = Advice(student, advice.get(name), ask.get(lesson.teacher))
+            terms = self._method(name).losses(taps, outputs, taught[lesson.teacher], batch, told)
             losses |= {f"kd/{name}/{term}": strength * loss for term, loss in terms.items()}
         return losses
+
+    def _heads(self, taught: Mapping[str, Taps], batch: Batch, outputs: Outputs) -> dict[str, Callable[[], Outputs]]:
+        """By teacher: how to ask its head, which answers once, and only if it is asked."""
+        heads = {lesson.teacher: lesson.head for lesson in self.lessons.values() if lesson.head is not None}
+        return {
+            name: cache(partial(head, taught[name], batch.geometry, outputs.proposals)) for name, head in heads.items()
+        }
 
     def _method(self, name: str) -> Method:
         method = self.methods[name]

@@ -76,6 +76,9 @@ class Shapes:
     num_classes: int
     family: Literal["one_stage", "two_stage"] = "one_stage"
     """Papers give default loss weights by family."""
+    places: tuple[object, ...] = ()
+    """What the head's answers are of: the plug-in's name, then its anchors or locations. Two heads whose places are
+    equal can be compared number by number, on one grid."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,15 @@ class Detector(nn.Module, ABC):
     """(3,) buffer, in 0..1 RGB."""
     backbone: nn.Module
     """images (B, 3, H, W) -> tuple of stages; frozen and counted apart from the rest."""
+
+    def on_grid(self, strides: tuple[int, ...]) -> Self:
+        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
+        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
+        if len(strides) != len(self.shapes.strides):
+            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
+        other = copy(self)
+        other.shapes = replace(self.shapes, strides=strides)
+        return other
 
     def normalise(self, images: Tensor, geometry: Geometry) -> Tensor:
         """uint8 pixels (B, 3, H, W) -> float32, standardised, exactly zero on the padding."""
@@ -170,6 +182,7 @@ class PyramidDetector(Detector):
         num_classes: int,
         backbone: Backbone,
         top: Top,
+        places: tuple[object, ...],
         family: Literal["one_stage", "two_stage"] = "one_stage",
     ) -> None:
         super().__init__()
@@ -184,6 +197,7 @@ class PyramidDetector(Detector):
             strides=tuple(2**level for level in config.levels),
             num_classes=num_classes,
             family=family,
+            places=(config.name, *places),
         )
 
     def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
@@ -194,15 +208,6 @@ class PyramidDetector(Detector):
         else:
             stages = self.backbone(images)
         return Taps(c5=stages[-1], pyramid=self.fpn(stages))
-
-    def on_grid(self, strides: tuple[int, ...]) -> Self:
-        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
-        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
-        if len(strides) != len(self.shapes.strides):
-            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
-        other = copy(self)
-        other.shapes = replace(self.shapes, strides=strides)
-        return other
 
     def keep_classes(self, classes: Sequence[int]) -> None:
         """See `Detector.keep_classes`."""

@@ -77,11 +77,9 @@ class FasterRCNN(PyramidDetector):
     """Backbone, pyramid, proposals, second stage."""
 
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
-        super().__init__(config, num_classes, backbone, top="pool", family="two_stage")
-        self.config = config
-        self.anchors = AnchorShapes(
-            sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels
-        )
+        anchors = AnchorShapes(sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels)
+        super().__init__(config, num_classes, backbone, "pool", places=(anchors,), family="two_stage")
+        self.config, self.anchors = config, anchors
         self.rpn = Proposer(config.width, config.head_depth, self.anchors.per_cell)
         self.roi_heads = RegionHead(config.width, config.roi_convs, config.roi_width, num_classes)
         self.anchor_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))

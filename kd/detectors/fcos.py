@@ -78,7 +78,7 @@ class FCOS(PyramidDetector):
     """Backbone, pyramid, head."""
 
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
-        super().__init__(config, num_classes, backbone, top="p5")
+        super().__init__(config, num_classes, backbone, "p5", places=(config.point_offset,))
         self.config = config
         self.head = Towers(config.width, config.head_depth, num_classes)
 

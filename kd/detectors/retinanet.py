@@ -102,11 +102,9 @@ class RetinaNet(PyramidDetector):
     """Backbone, pyramid, head."""
 
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
-        super().__init__(config, num_classes, backbone, config.top)
-        self.config = config
-        self.anchors = AnchorShapes(
-            sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels
-        )
+        anchors = AnchorShapes(sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels)
+        super().__init__(config, num_classes, backbone, config.top, places=(anchors,))
+        self.config, self.anchors = config, anchors
         self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.head = AnchorTowers(config.width, config.head_depth, self.anchors.per_cell, num_classes, config.head_norm)
 

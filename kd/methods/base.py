@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from data_sharding.world import World
+from kd.blocks.adapt import same_levels
 from kd.detectors.base import Detector, Shapes
 
 
@@ -71,6 +72,9 @@ class Method(nn.Module, ABC):
     """Fields of the teacher's `Taps` that it or its assistant reads: the cache stores only these."""
     sparse_suffices: ClassVar[bool] = False
     """Whether positions inside boxes are all that it reads of the teacher."""
+    needs_head: bool = False
+    """Whether it asks what the teacher's head says (`Advice.teacher_outputs`): the frozen head then stays loaded, also
+    beside a cached teacher, and is run on the taught pyramid. Such a method calls `check_comparable` first."""
 
     @abstractmethod
     def losses(
@@ -114,8 +118,36 @@ class Assistant(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Advice:
-    """What a method gets beside the taps: the student detector, for losses in its own terms, and the outputs of the
-    student's head on the assistant's pyramid (None for methods without an assistant)."""
+    """What a method gets beside the taps: the student detector, for losses in its own terms, the outputs of the
+    student's head on the assistant's pyramid (None for methods without an assistant), and the teacher's outputs."""
 
     detector: Detector
     outputs: Outputs | None = None
+    ask: Callable[[], Outputs] | None = None
+    """Runs the teacher's head when it is first called; None where no method `needs_head`."""
+
+    @property
+    def teacher_outputs(self) -> Outputs:
+        """What the frozen teacher's head says of the taught pyramid, on the student's grid, in the student's pixels and
+        of the student's proposals; without gradient, computed once however many methods ask."""
+        if self.ask is None:
+            raise ValueError("the teacher's head is not here; a method that asks it must set needs_head")
+        return self.ask()
+
+
+def check_comparable(pair: Pair, method: str) -> None:
+    """ValueError unless the heads of `pair` answer about the same places and classes, so that a method can compare
+    their answers one by one."""
+    student, teacher = pair.student, pair.teacher
+    same_levels(student.strides, teacher.strides)
+    mine, its = ((*shapes.places, f"{shapes.num_classes} classes") for shapes in (student, teacher))
+    if mine != its:
+        raise ValueError(
+            f"{method} compares what two heads say place by place, but the student's places are {_told(mine)}, the "
+            f"teacher's {_told(its)}; give both the same detector, anchors (or point_offset) and classes, or choose a "
+            "method that compares pyramids"
+        )
+
+
+def _told(places: tuple[object, ...]) -> str:
+    return ", ".join(str(place) for place in places)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from data_sharding.batch import Taps
+from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
+from kd.blocks.foreground import all_boxes, cover, enlarged
 from kd.methods import cwd, fitnet, pkd, scalekd
 from kd.methods.base import Advice, Method, MethodConfig
 from kd.plugins import plugins
@@ -72,7 +73,8 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
     student = fake.require_grad(fake.taps(2, 1))
     terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes))
     torch.stack(list(terms.values())).sum().backward()
-    assert any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
+    moved = any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
+    assert moved == (boxes > 0 or not method.sparse_suffices), "without boxes there are no positions inside them"
     dead = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert dead == []
 
@@ -109,6 +111,53 @@ def test_only_declared_taps_are_read(module: ModuleType) -> None:
     declared = Taps(teacher.c5 if "c5" in reads else None, teacher.pyramid if "pyramid" in reads else ())
     student, batch = fake.taps(2, 1), fake.batch(2)
     assert fake.run(method, student, declared, batch, detector) == fake.run(method, student, teacher, batch, detector)
+
+
+@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Loss.sparse_suffices])
+@pytest.mark.parametrize("boxes", ["usual", "tiny", "border", "all", "crowd"])
+def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str, boxes: str) -> None:
+    """So a cache of the stored positions gives what the live teacher gives, whatever stands in place of the rest."""
+    method, batch, student, teacher = build(METHODS[name]), odd_batch(boxes), fake.taps(2, 1), fake.taps(2, 2)
+    kept = [
+        cover(enlarged(all_boxes(batch)[0]), all_boxes(batch)[1], (2, *x.shape[2:]), stride).any()[:, None]
+        for x, stride in zip(teacher.pyramid, fake.STRIDES, strict=True)
+    ]
+    stored = Taps(None, tuple(torch.where(k, x, torch.nan) for k, x in zip(kept, teacher.pyramid, strict=True)))
+    assert boxes == "all" or any(x.isnan().any() for x in stored.pyramid)
+    live, cached = fake.run(method, student, teacher, batch), fake.run(method, student, stored, batch)
+    assert cached == live
+    assert live["feat"] > 0
+
+
+@every_method
+@pytest.mark.parametrize("boxes", ["tiny", "border", "all", "crowd"])
+def test_odd_boxes_give_finite_terms_and_gradients(module: ModuleType, boxes: str) -> None:
+    student, method = fake.require_grad(fake.taps(2, 1)), build(module)
+    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes))
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.isfinite() for term in terms.values())
+    found = [*fake.tensors(student), *method.parameters()]
+    assert all(x.grad is None or x.grad.isfinite().all() for x in found)
+
+
+def odd_batch(boxes: str) -> Batch:
+    """Two images, one of them with boxes of one pixel, at the border, over everything, or many over each other."""
+    height, width = fake.CANVAS
+    x, y = torch.meshgrid(torch.arange(0.0, 60, 6), torch.arange(0.0, 60, 6), indexing="ij")
+    corners = torch.stack([x, y], dim=-1).reshape(-1, 2)
+    found = {
+        "usual": fake.batch(1).boxes[0],
+        "tiny": torch.tensor([[9.0, 9.0, 10.0, 10.0], [15.5, 31.5, 16.5, 32.5], [40.0, 40.0, 40.0, 40.0]]),
+        "border": torch.tensor(
+            [[0.0, 0.0, 1.0, 1.0], [width - 1.0, height - 1.0, width, height], [width - 20.0, 0.0, width, height]]
+        ),
+        "all": torch.tensor([[0.0, 0.0, width, height]]),
+        "crowd": torch.cat([corners, corners + 30], dim=1),
+    }[boxes]
+    usual, count = fake.batch(2, 0), float(len(found))
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    batch = replace(usual, boxes=(none[0], found), labels=(none[1], torch.zeros(len(found), dtype=torch.int64)))
+    return batch.with_totals({"images": torch.tensor(2.0), "positives": torch.tensor(count)})
 
 
 @every_method
