@@ -38,7 +38,7 @@ class Filled:
 
 def fill_caches(config: RunConfig) -> dict[str, Filled]:
     """Fill or complete the cache of every cached teacher. Ray must be started."""
-    if not config.distill:
+    if not config.taught:
         return {}
     train = build.open_train(config)
     student = build.build_student(config, len(train.dataset.categories))

@@ -64,7 +64,7 @@ def disk_rows(
     ]
     if bench is not None:
         for teacher in bench.loaded.values():
-            if teacher.config.cache and config.distill:
+            if teacher.config.cache and config.taught:
                 rows.append(_cache_row(config, bench, teacher, sample.train, images["train"]))
     if steps:
         rows.append(_checkpoint_row(config, steps))

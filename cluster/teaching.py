@@ -31,8 +31,8 @@ class Staff:
 
 
 def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torch.device) -> Staff:
-    """Load the recipe's teachers, none where nothing is distilled. Nobody else is waited for."""
-    chosen = config.teachers if config.distill else ()
+    """Load the recipe's teachers, none where no method learns from one. Nobody else is waited for."""
+    chosen = config.teachers if config.taught else ()
     loaded = {teacher.name: build.load_teacher(teacher, train.dataset.categories) for teacher in chosen}
     teachers: dict[str, Teacher] = {}
     caches: dict[str, TeacherCache] = {}

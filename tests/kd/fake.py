@@ -11,7 +11,7 @@ from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from data_sharding.world import World
 from kd.blocks.align import grid
 from kd.detectors.base import Detections, Detector, Shapes
-from kd.methods.base import Advice, Method, Pair
+from kd.methods.base import Advice, Assistant, Method, Pair, Scene
 
 STRIDES = (8, 16, 32)
 CANVAS = (96, 136)
@@ -111,15 +111,40 @@ def batch(
         ignore=(torch.zeros(0, 4),) * images,
         image_ids=tuple(range(first, first + images)),
         views=(0,) * images,
-        totals={"images": torch.tensor(count), "positives": torch.tensor(count * boxes)},
+        totals={
+            "images": torch.tensor(count),
+            "boxes": torch.tensor(count * boxes),
+            "positives": torch.tensor(count * boxes),
+        },
     )
 
 
 def run(
-    method: Method, student: Taps, teacher: Taps, of: Batch, detector: FakeDetector | None = None
+    method: Method,
+    student: Taps,
+    teacher: Taps,
+    of: Batch,
+    detector: FakeDetector | None = None,
+    assistant: Assistant | None = None,
 ) -> dict[str, Tensor]:
-    """The method's terms, advised by the detector's head on the student's own pyramid, as a new assistant would."""
+    """The method's terms, advised by `assistant`, or else by the detector's head on the student's own pyramid, as an
+    assistant that begins there would."""
     detector = detector or FakeDetector()
     outputs = detector.predict(student.pyramid, of.geometry)
-    advice = detector.predict(student.detach().pyramid, of.geometry)
-    return method.losses(student, outputs, teacher, of, Advice(detector, advice))
+    if assistant is None:
+        advice = Advice(detector, detector.predict(student.detach().pyramid, of.geometry))
+    else:
+        advice = advised(assistant, student, teacher, of, detector)
+    return method.losses(student, outputs, teacher, of, advice)
+
+
+def scene(student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Scene:
+    """What the distiller shows to an assistant."""
+    return Scene(student=detector or FakeDetector(), taps=student.detach(), teacher=teacher.detach(), batch=of)
+
+
+@torch.no_grad()
+def advised(assistant: Assistant, student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Advice:
+    """What the assistant tells its method."""
+    seen = scene(student, teacher, of, detector)
+    return assistant.advise(assistant.watch(seen), seen).detach()
