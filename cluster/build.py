@@ -81,14 +81,8 @@ def open_val(config: RunConfig) -> Split:
 
 def build_order(config: RunConfig, train: Split) -> Order:
     """The sequence of global batches, whatever the number of workers."""
-    return order_of(
-        train.dataset,
-        train.views,
-        seed=config.seed,
-        batch=config.optim.batch,
-        window=config.order.window,
-        lanes=config.order.lanes,
-    )
+    window, lanes = config.order.window, config.order.lanes
+    return order_of(train.dataset, train.views, seed=config.seed, batch=config.optim.batch, window=window, lanes=lanes)
 
 
 def build_student(config: RunConfig, num_classes: int) -> Detector:
@@ -150,6 +144,11 @@ def reads_of(config: RunConfig) -> frozenset[str]:
     return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
 
 
+def stored_of(config: RunConfig, teacher: TeacherConfig) -> frozenset[str]:
+    """The taps that this teacher's cache holds."""
+    return reads_of(config) | frozenset(teacher.stores)
+
+
 def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
     """The teacher itself, answering on the student's grid."""
     settings = teacher.config
@@ -165,7 +164,7 @@ def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str])
 
 def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
     """Everything that decides the bytes of this teacher's cache."""
-    shapes, reads = aligned_shapes(teacher.detector.shapes, student), reads_of(config)
+    shapes, reads = aligned_shapes(teacher.detector.shapes, student), stored_of(config, teacher.config)
     taps = ["c5"] if "c5" in reads else []
     channels = [shapes.c5_channels] if "c5" in reads else []
     strides = [shapes.c5_stride] if "c5" in reads else []

@@ -126,7 +126,7 @@ class ShardWriter:
         self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
         self._assembled = Assembled(train, settings.factor)
         loaded.detector.to(device)
-        self._live = build.live_teacher(loaded, student, build.reads_of(config))
+        self._live = build.live_teacher(loaded, student, build.stored_of(config, settings))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for number in rows["shard"]:

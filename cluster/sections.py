@@ -30,6 +30,8 @@ class TeacherConfig:
     """Read the taps from the cache on disk; false: run the teacher in every step."""
     codec: Literal["fp16", "fp32"] = "fp16"
     """How the cache stores the taps."""
+    stores: tuple[Literal["c5", "pyramid"], ...] = ()
+    """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
