@@ -135,7 +135,20 @@ def run(
         advice = Advice(detector, detector.predict(student.detach().pyramid, of.geometry))
     else:
         advice = advised(assistant, student, teacher, of, detector)
+    if method.needs_head:
+        head = _head_of(teacher, detector)
+        advice = replace(advice, ask=lambda: head.predict(teacher.detach().pyramid, of.geometry).detach())
     return method.losses(student, outputs, teacher, of, advice)
+
+
+def _head_of(teacher: Taps, student: FakeDetector) -> FakeDetector:
+    """The teacher's head: the student's own where the widths agree, so that equal taps give equal answers."""
+    width = teacher.pyramid[0].shape[1]
+    if width == student.shapes.pyramid_channels:
+        return student
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FakeDetector(replace(student.shapes, pyramid_channels=width))
 
 
 def scene(student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Scene:

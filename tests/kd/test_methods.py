@@ -33,6 +33,8 @@ SYMMETRIC: dict[str, MethodConfig] = {
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
+# Without boxes there are no positions near them.
+NEAR_OBJECTS = {"fgfi", "zoominnet"}
 # An assistant whose width must fit the narrow taps of these tests.
 NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
@@ -92,7 +94,7 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
     terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes), assistant=assistant)
     torch.stack(list(terms.values())).sum().backward()
     moved = any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
-    assert moved == (boxes > 0 or not method.sparse_suffices), "without boxes there are no positions inside them"
+    assert moved == (boxes > 0 or short_name(module) not in NEAR_OBJECTS)
     dead = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert dead == []
 
@@ -255,6 +257,10 @@ def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleTyp
         assistant = module.Assistant(module.Config(), pair)
         seen = replace(fake.scene(taps, aligned, batch, student), proposals=outputs.proposals or None)
         advice = assistant.advise(assistant.watch(seen), seen).detach()
+    if method.needs_head:
+        head = teacher.on_grid(student.shapes.strides)
+        told = head.predict(aligned.pyramid, batch.geometry, outputs.proposals or None)
+        advice = replace(advice, ask=lambda: told.detach())
     terms = method.losses(taps, outputs, aligned, batch, advice)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
