@@ -32,10 +32,10 @@ def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> d
     config = anchored(config)
     folder = _claim(config)
     with alone(folder):
-        return _train(config, folder)
+        return _train(config, folder, further_tags or {})
 
 
-def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
+def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> dict[str, Any]:
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
@@ -53,7 +53,7 @@ def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
         tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
         tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
-        handle = open_run(config, config.storage, tags | dict(further_tags or {}))
+        handle = open_run(config, config.storage, tags | dict(further_tags))
         began = time.perf_counter()
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))
