@@ -119,6 +119,13 @@ def batch(
     )
 
 
+def with_boxes(of: Batch, boxes: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Batch:
+    """The same images with other objects, one global batch."""
+    count = torch.tensor(float(sum(len(b) for b in boxes)))
+    totals = {name: torch.tensor(float(len(of))) if name == "images" else count for name in of.totals}
+    return replace(of, boxes=boxes, labels=labels).with_totals(totals)
+
+
 def run(
     method: Method,
     student: Taps,
