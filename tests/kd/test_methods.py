@@ -156,7 +156,7 @@ def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str,
 @pytest.mark.parametrize("boxes", ["tiny", "border", "all", "crowd"])
 def test_odd_boxes_give_finite_terms_and_gradients(module: ModuleType, boxes: str) -> None:
     student, method = fake.require_grad(fake.taps(2, 1)), build(module)
-    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes))
+    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes), assistant=adviser(module))
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
     found = [*fake.tensors(student), *method.parameters()]
@@ -180,7 +180,7 @@ def odd_batch(boxes: str) -> Batch:
     usual, count = fake.batch(2, 0), float(len(found))
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     batch = replace(usual, boxes=(none[0], found), labels=(none[1], torch.zeros(len(found), dtype=torch.int64)))
-    return batch.with_totals({"images": torch.tensor(2.0), "positives": torch.tensor(count)})
+    return batch.with_totals({name: torch.tensor(count) for name in usual.totals} | {"images": torch.tensor(2.0)})
 
 
 @every_method
