@@ -26,8 +26,8 @@ Made by `make docs` from the files in `kd/methods/`: change a docstring or a set
 
 A method is switched on by its name under a recipe's `distill`, with the settings below; several go together.
 `reads` is what it wants of the teacher, and so what a cache stores; `sparse`: positions inside boxes are all that it
-reads; `head`: it asks what the teacher's head says, which then stays loaded; an assistant learns beside the student with
-an optimizer of its own.
+reads; `head`: it asks what the teacher's head says, which then stays loaded; an assistant learns beside the student,
+with an optimizer of its own.
 """
 
 
