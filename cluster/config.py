@@ -68,6 +68,11 @@ class RunConfig:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @property
+    def taught(self) -> bool:
+        """Whether any method learns from a teacher: only then teachers are read, gated and cached."""
+        return any(settings.taught for settings in self.distill.values())
+
+    @property
     def micro_batch(self) -> int:
         """Images per forward and worker."""
         return self.optim.batch // (self.resources.workers * self.optim.accumulate)

@@ -53,7 +53,7 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
         tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
         tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
-        handle = open_run(config, config.storage, tags | dict(further_tags))
+        handle = open_run(config, config.storage, {**tags, **further_tags})
         began = time.perf_counter()
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))

@@ -42,6 +42,10 @@ class Covered:
         found.view(-1).scatter_reduce_(0, self.cell, values[self.box], "amax")
         return found
 
+    def background(self) -> Tensor:
+        """(B, H, W) float32: 1 / their number on the cells of an image that meet no box, 0 elsewhere."""
+        return even((~self.any()).float())
+
     def centres(self, stride: int) -> Tensor:
         """(P, 2) float32: x and y of the cells' centres in canvas pixels."""
         _, height, width = self.shape
@@ -54,6 +58,17 @@ def all_boxes(batch: Batch) -> tuple[Tensor, Tensor]:
     boxes = torch.cat(batch.boxes)
     counts = torch.tensor([len(b) for b in batch.boxes], device=boxes.device)
     return boxes, torch.repeat_interleave(counts, output_size=len(boxes))
+
+
+def cover_objects(batch: Batch, like: Tensor, stride: int) -> Covered:
+    """The cells of a level `like` (B, C, H, W) of `stride` that meet the labelled boxes. Ignored regions are none."""
+    return cover(*all_boxes(batch), (len(like), like.shape[2], like.shape[3]), stride)
+
+
+def even(weights: Tensor) -> Tensor:
+    """(B, H, W) weights >= 0 with each image's sum brought to 1, or left at 0."""
+    total = weights.sum(dim=(1, 2), keepdim=True)
+    return weights / torch.where(total > 0, total, 1)
 
 
 def cover(boxes: Tensor, image: Tensor, shape: tuple[int, int, int], stride: int) -> Covered:

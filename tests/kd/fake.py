@@ -11,7 +11,7 @@ from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from data_sharding.world import World
 from kd.blocks.align import grid
 from kd.detectors.base import Detections, Detector, Shapes
-from kd.methods.base import Advice, Method, Pair
+from kd.methods.base import Advice, Assistant, Method, Pair, Scene
 
 STRIDES = (8, 16, 32)
 CANVAS = (96, 136)
@@ -97,8 +97,10 @@ def rows(found: Taps, which: slice | list[int]) -> Taps:
     return Taps(None if found.c5 is None else found.c5[which], tuple(x[which] for x in found.pyramid))
 
 
-def batch(images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[int, int] = CANVAS) -> Batch:
-    """`images` images with the same `boxes` boxes, part of a global batch of `totals` images."""
+def batch(
+    images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[int, int] = CANVAS, first: int = 0
+) -> Batch:
+    """`images` images with the same `boxes` boxes, part of a global batch of `totals` images; ids from `first` on."""
     one = torch.tensor([[4.0, 4.0, 20.0, 30.0], [50.0, 10.0, 90.0, 80.0]])[:boxes]
     count = float(images if totals is None else totals)
     return Batch(
@@ -107,9 +109,13 @@ def batch(images: int, boxes: int = 2, totals: int | None = None, canvas: tuple[
         boxes=(one,) * images,
         labels=(torch.zeros(boxes, dtype=torch.int64),) * images,
         ignore=(torch.zeros(0, 4),) * images,
-        image_ids=tuple(range(images)),
+        image_ids=tuple(range(first, first + images)),
         views=(0,) * images,
-        totals={"images": torch.tensor(count), "positives": torch.tensor(count * boxes)},
+        totals={
+            "images": torch.tensor(count),
+            "boxes": torch.tensor(count * boxes),
+            "positives": torch.tensor(count * boxes),
+        },
     )
 
 
@@ -121,10 +127,44 @@ def with_boxes(of: Batch, boxes: tuple[Tensor, ...], labels: tuple[Tensor, ...])
 
 
 def run(
-    method: Method, student: Taps, teacher: Taps, of: Batch, detector: FakeDetector | None = None
+    method: Method,
+    student: Taps,
+    teacher: Taps,
+    of: Batch,
+    detector: FakeDetector | None = None,
+    assistant: Assistant | None = None,
 ) -> dict[str, Tensor]:
-    """The method's terms, advised by the detector's head on the student's own pyramid, as a new assistant would."""
+    """The method's terms, advised by `assistant`, or else by the detector's head on the student's own pyramid, as an
+    assistant that begins there would."""
     detector = detector or FakeDetector()
     outputs = detector.predict(student.pyramid, of.geometry)
-    advice = detector.predict(student.detach().pyramid, of.geometry)
-    return method.losses(student, outputs, teacher, of, Advice(detector, advice))
+    if assistant is None:
+        advice = Advice(detector, detector.predict(student.detach().pyramid, of.geometry))
+    else:
+        advice = advised(assistant, student, teacher, of, detector)
+    if method.needs_head:
+        head = _head_of(teacher, detector)
+        advice = replace(advice, ask=lambda: head.predict(teacher.detach().pyramid, of.geometry).detach())
+    return method.losses(student, outputs, teacher, of, advice)
+
+
+def _head_of(teacher: Taps, student: FakeDetector) -> FakeDetector:
+    """The teacher's head: the student's own where the widths agree, so that equal taps give equal answers."""
+    width = teacher.pyramid[0].shape[1]
+    if width == student.shapes.pyramid_channels:
+        return student
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FakeDetector(replace(student.shapes, pyramid_channels=width))
+
+
+def scene(student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Scene:
+    """What the distiller shows to an assistant."""
+    return Scene(student=detector or FakeDetector(), taps=student.detach(), teacher=teacher.detach(), batch=of)
+
+
+@torch.no_grad()
+def advised(assistant: Assistant, student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Advice:
+    """What the assistant tells its method."""
+    seen = scene(student, teacher, of, detector)
+    return assistant.advise(assistant.watch(seen), seen).detach()

@@ -15,8 +15,8 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, pkd, scalekd
-from kd.methods.base import Advice, Method, MethodConfig
+from kd.methods import cwd, fitnet, mgd, pkd, scalekd
+from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
 from tests.kd.detecting import DETECTORS
@@ -26,9 +26,17 @@ METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
-SYMMETRIC: dict[str, MethodConfig] = {"scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"))}
+# A generator restores what was masked, and errs.
+SYMMETRIC: dict[str, MethodConfig] = {
+    "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
+    "mgd": mgd.Config(share=0.0, layers=0),
+}
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
+# Without boxes there are no positions near them.
+NEAR_OBJECTS = {"fgfi", "zoominnet"}
+# An assistant whose width must fit the narrow taps of these tests.
+NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +47,15 @@ def _one_thread_one_seed() -> None:
 
 def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES) -> Method:
     return module.Loss(config or module.Config(), fake.pair(teacher=teacher))
+
+
+def adviser(
+    module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES
+) -> Assistant | None:
+    """A new assistant of the method, if it has one."""
+    if not hasattr(module, "Assistant"):
+        return None
+    return module.Assistant(config or NARROW.get(short_name(module), module.Config()), fake.pair(teacher=teacher))
 
 
 def short_name(module: ModuleType) -> str:
@@ -55,7 +72,9 @@ def test_terms_are_finite_scalars_that_never_reach_the_teacher(
     shapes = fake.wider() if wide else fake.SHAPES
     student = fake.require_grad(fake.taps(images, 1, canvas=canvas))
     teacher = fake.require_grad(fake.taps(images, 2, shapes, canvas))
-    terms = fake.run(build(module, teacher=shapes), student, teacher, fake.batch(images, boxes, canvas=canvas))
+    batch = fake.batch(images, boxes, canvas=canvas)
+    assistant = adviser(module, teacher=shapes)
+    terms = fake.run(build(module, teacher=shapes), student, teacher, batch, assistant=assistant)
     assert terms
     for term in terms.values():
         assert term.shape == ()
@@ -71,10 +90,11 @@ def test_terms_are_finite_scalars_that_never_reach_the_teacher(
 def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: int) -> None:
     shapes, method = fake.wider(), build(module, teacher=fake.wider())
     student = fake.require_grad(fake.taps(2, 1))
-    terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes))
+    assistant = adviser(module, teacher=shapes)
+    terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes), assistant=assistant)
     torch.stack(list(terms.values())).sum().backward()
     moved = any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
-    assert moved == (boxes > 0 or not method.sparse_suffices), "without boxes there are no positions inside them"
+    assert moved == (boxes > 0 or short_name(module) not in NEAR_OBJECTS)
     dead = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert dead == []
 
@@ -82,10 +102,11 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
 @every_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
-    method = build(module, SYMMETRIC.get(short_name(module)))
+    config = SYMMETRIC.get(short_name(module))
+    method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
     student = fake.require_grad(teacher)
-    terms = fake.run(method, student, teacher, fake.batch(2))
+    terms = fake.run(method, student, teacher, fake.batch(2), assistant=assistant)
     assert terms.get("feat", torch.zeros(())).item() == pytest.approx(0, abs=1e-5)
     torch.stack(list(terms.values())).sum().backward()
     for x in fake.tensors(student):
@@ -94,23 +115,25 @@ def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> N
 
 @every_method
 def test_bf16_autocast_agrees_with_fp32(module: ModuleType) -> None:
-    method, detector = build(module), fake.FakeDetector()
+    method, detector, assistant = build(module), fake.FakeDetector(), adviser(module)
     student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), fake.batch(2)
-    exact = fake.run(method, student, teacher, batch, detector)
+    exact = fake.run(method, student, teacher, batch, detector, assistant)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = fake.run(method, student, teacher, batch, detector)
+        rough = fake.run(method, student, teacher, batch, detector, assistant)
     for name, term in rough.items():
         torch.testing.assert_close(term.float(), exact[name], rtol=0.05, atol=1e-3)
 
 
 @every_method
 def test_only_declared_taps_are_read(module: ModuleType) -> None:
-    method, teacher, detector = build(module), fake.taps(2, 2), fake.FakeDetector()
+    method, teacher, detector, assistant = build(module), fake.taps(2, 2), fake.FakeDetector(), adviser(module)
     reads = method.reads
+    assert bool(reads) == module.Config().taught
     assert reads <= {"c5", "pyramid"}
     declared = Taps(teacher.c5 if "c5" in reads else None, teacher.pyramid if "pyramid" in reads else ())
     student, batch = fake.taps(2, 1), fake.batch(2)
-    assert fake.run(method, student, declared, batch, detector) == fake.run(method, student, teacher, batch, detector)
+    found, whole = (fake.run(method, student, shown, batch, detector, assistant) for shown in (declared, teacher))
+    assert found == whole
 
 
 @pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Loss.sparse_suffices])
@@ -165,17 +188,15 @@ def odd_batch(boxes: str) -> Batch:
 def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, wide: bool) -> None:
     shapes = fake.wider() if wide else fake.SHAPES
     method = build(module, DIVISIBLE.get(short_name(module)), shapes)
-    detector, teacher = fake.FakeDetector(), fake.taps(3, 2, shapes)
+    detector, teacher, assistant = fake.FakeDetector(), fake.taps(3, 2, shapes), adviser(module, teacher=shapes)
 
     def losses_and_gradients(parts: list[slice]) -> tuple[dict[str, float], list[Tensor]]:
         student = fake.require_grad(fake.taps(3, 1))
         method.zero_grad()
         sums: dict[str, float] = {}
         for part in parts:
-            images = len(range(3)[part])
-            terms = fake.run(
-                method, fake.rows(student, part), fake.rows(teacher, part), fake.batch(images, totals=3), detector
-            )
+            batch = fake.batch(len(range(3)[part]), totals=3, first=part.start)
+            terms = fake.run(method, fake.rows(student, part), fake.rows(teacher, part), batch, detector, assistant)
             torch.stack(list(terms.values())).sum().backward()
             sums |= {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
         found = [*fake.tensors(student), *(p for p in method.parameters() if p.requires_grad)]
@@ -188,13 +209,13 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
 
 @every_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
-    method, detector, batch = build(module), fake.FakeDetector(), fake.batch(3)
+    method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = fake.run(method, student, teacher, batch, detector)["feat"].item()
+    right = fake.run(method, student, teacher, batch, detector, assistant)["feat"].item()
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = fake.run(method, student, turned, batch, detector)["feat"].item()
+    wrong = fake.run(method, student, turned, batch, detector, assistant)["feat"].item()
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -230,11 +251,16 @@ def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleTyp
         doubled = teacher.features(F.interpolate(pixels, scale_factor=2.0))
     aligned = align(doubled, teacher.shapes, student.shapes, 2)
     check_grid(aligned, student.shapes, (64, 96))
-    pyramid = taps.detach().pyramid
-    if hasattr(module, "Assistant"):
-        pyramid = module.Assistant(module.Config(), pair)(pyramid, aligned.pyramid)
     outputs = student.predict(taps.pyramid, batch.geometry, sampling=batch)
-    advice = Advice(student, student.predict(pyramid, batch.geometry, outputs.proposals or None))
+    advice = Advice(student, student.predict(taps.detach().pyramid, batch.geometry, outputs.proposals or None))
+    if hasattr(module, "Assistant"):
+        assistant = module.Assistant(module.Config(), pair)
+        seen = replace(fake.scene(taps, aligned, batch, student), proposals=outputs.proposals or None)
+        advice = assistant.advise(assistant.watch(seen), seen).detach()
+    if method.needs_head:
+        head = teacher.on_grid(student.shapes.strides)
+        told = head.predict(aligned.pyramid, batch.geometry, outputs.proposals or None)
+        advice = replace(advice, ask=lambda: told.detach())
     terms = method.losses(taps, outputs, aligned, batch, advice)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
