@@ -12,6 +12,7 @@ import psutil
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_places import is_finished
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_data import Labels
 from cluster.checkup_machine import cores
@@ -64,7 +65,7 @@ def disk_rows(
     ]
     if bench is not None:
         for teacher in bench.loaded.values():
-            if teacher.config.cache and config.distill:
+            if teacher.config.cache and config.taught:
                 rows.append(_cache_row(config, bench, teacher, sample.train, images["train"]))
     if steps:
         rows.append(_checkpoint_row(config, steps))
@@ -104,7 +105,7 @@ def _is_filled(config: RunConfig, teacher: LoadedTeacher, student: Detector) -> 
     if not (packed / MANIFEST).exists() or not table_path(packed, config.views).exists():
         return False
     key = build.cache_key(config, teacher, student.shapes, build.open_train(config))
-    return (build.cache_folder(config, key) / MANIFEST).exists()
+    return is_finished(config, key)
 
 
 def _existing(folder: Path) -> Path:

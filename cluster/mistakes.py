@@ -58,8 +58,8 @@ def contradictions(config: "RunConfig") -> list[str]:
 
 def _about_teachers(config: "RunConfig") -> list[str]:
     lines: list[str] = []
-    if config.distill and not config.teachers:
-        methods = ", ".join(config.distill)
+    if config.taught and not config.teachers:
+        methods = ", ".join(name for name, settings in config.distill.items() if settings.taught)
         lines.append(f"distill: {methods} needs a teacher; add teachers.0.weights=... or set distill={{}}")
     names = [teacher.name for teacher in config.teachers]
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -92,8 +92,8 @@ class Batch:
     key: tuple[object, ...] = ()
     """What the random draws of its images are keyed with beside purpose and image: the run's seed and the epoch."""
     totals: Mapping[str, Tensor] = field(default_factory=dict)
-    """Counts over the whole global batch (all ranks, all micro-batches): `images`, and what the detector counts,
-    such as `positives`. The step fills it in; every loss divides by these, never by its own share."""
+    """Counts over the whole global batch (all ranks, all micro-batches): `images`, `boxes`, and what the detector
+    counts, such as `positives`. The step fills it in; every loss divides by these, never by its own share."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
