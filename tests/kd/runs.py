@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Geometry
+from data_sharding.order import rank_slice
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
@@ -202,10 +203,9 @@ def part_of(batch: Batch, which: slice) -> Batch:
 
 
 def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
-    """This rank's part of the global batch."""
-    each = IMAGES // (world.size * accumulate)
-    begins = [(world.rank * accumulate + i) * each for i in range(accumulate)]
-    return [part_of(images_of(step), slice(begin, begin + each)) for begin in begins]
+    """This rank's part of the global batch, shared as the loader does."""
+    mine = part_of(images_of(step), rank_slice(IMAGES, world))
+    return [part_of(mine, rank_slice(len(mine), World(rank=i, size=accumulate))) for i in range(accumulate)]
 
 
 def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
