@@ -203,7 +203,7 @@ class PyramidAssistant(Assistant):
 
     def advise(self, made: tuple[Tensor, ...], scene: Scene) -> Advice:
         outputs = self.predictor(scene.student).predict(made, scene.batch.geometry, scene.proposals)
-        return Advice(scene.student, outputs, made)
+        return Advice(scene.student, outputs, pyramid=made)
 
     def loss(self, advice: Advice, scene: Scene) -> Tensor:
         assert advice.outputs is not None
