@@ -53,6 +53,9 @@ def test_a_batch_holds_what_the_views_say(dataset: PackedDataset, views: ViewTab
             assert torch.equal(batch.images[row], render(pixels, view))
             assert torch.equal(batch.scaled_images[2][row], render(pixels, view, 2))
             assert tuple(batch.geometry.sizes[row].tolist()) == view.size
+            assert batch.scales is not None
+            scale = [view.size[0] / view.crop[3], view.size[1] / view.crop[2]]
+            assert batch.scales[row].tolist() == pytest.approx(scale)
             expected = place_labels(record, view, min_visible=views.config.min_visible)
             found = batch.boxes[row], batch.labels[row], batch.ignore[row]
             assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
