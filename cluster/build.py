@@ -18,6 +18,7 @@ from data_sharding.cache_key import CacheKey, library_versions
 from data_sharding.loader import order_of
 from data_sharding.order import Order
 from data_sharding.record import Category
+from data_sharding.remote import is_url
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
@@ -193,8 +194,10 @@ def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train:
 
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Path:
-    """Where this key's cache is, shared by all runs in this storage."""
-    return Path(config.storage) / "caches" / f"{key.teacher}-{key.uid[:12]}"
+    """The folder that this key's cache is written to: the one that it is read from, unless that is a URL."""
+    caches = config.resources.caches
+    below = Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
+    return below / f"{key.teacher}-{key.uid[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def act(config: "RunConfig") -> None:
             "codec": cache.key.codec,
             "MB": cache.bytes / 1e6,
             "seconds": cache.seconds,
-            "folder": str(cache.folder),
+            "place": str(cache.place),
         }
         for name, cache in filled.items()
     ]

@@ -13,6 +13,7 @@ import torch
 from cluster import build
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
@@ -20,8 +21,11 @@ from cluster.terminal import progress
 from data_sharding.batch import Taps
 from data_sharding.cache_cost import require_space
 from data_sharding.cache_key import CacheKey
+from data_sharding.cache_opening import MANIFEST
 from data_sharding.cache_plan import estimate_bytes
 from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.publish import publish
+from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Detector
 
 
@@ -29,7 +33,8 @@ from kd.detectors.base import Detector
 class Filled:
     """A cache that is ready."""
 
-    folder: Path
+    place: Path | str
+    """A folder, or a URL."""
     key: CacheKey
     bytes: int
     seconds: float
@@ -51,18 +56,28 @@ def fill_caches(config: RunConfig) -> dict[str, Filled]:
 
 def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
     key = build.cache_key(config, teacher, student.shapes, train)
-    folder = build.cache_folder(config, key)
-    if (folder / "manifest.json").exists():
-        return Filled(folder=folder, key=key, bytes=_size(folder), seconds=0.0)
+    folder, place = build.cache_folder(config, key), cache_place(config, key)
+    if is_finished(config, key):
+        return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
+    began = time.perf_counter()
+    if not (folder / MANIFEST).exists():
+        _write(config, key, teacher, student, train, folder)
+    if is_url(place):
+        with progress(f"upload cache {key.teacher}") as report:
+            publish(folder, Remote(str(place)), report)
+    return Filled(place=place, key=key, bytes=_size(place), seconds=time.perf_counter() - began)
+
+
+def _write(
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path
+) -> None:
     writer = CacheWriter(folder, key, train.dataset, train.views)
     pending = [number for number, shard in enumerate(writer.shards) if writer.receipt(shard) is None]
     if len(pending) == len(writer.shards):
         _announce(config, key, teacher, student, train, folder)
-    began = time.perf_counter()
     if pending:
         _run_writers(config, teacher.config.name, [(n, len(writer.shards[n].positions)) for n in pending])
     writer.finish()
-    return Filled(folder=folder, key=key, bytes=_size(folder), seconds=time.perf_counter() - began)
 
 
 def _announce(
@@ -140,5 +155,7 @@ class ShardWriter:
         return Seen(Taps(c5, tuple(level.cpu() for level in taps.pyramid)), batch.images)
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(place: Path | str) -> int:
+    if is_url(place):
+        return sum(Remote(str(place)).sizes().values())
+    return sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ import psutil
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_places import is_finished
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_data import Labels
 from cluster.checkup_machine import cores
@@ -104,7 +105,7 @@ def _is_filled(config: RunConfig, teacher: LoadedTeacher, student: Detector) -> 
     if not (packed / MANIFEST).exists() or not table_path(packed, config.views).exists():
         return False
     key = build.cache_key(config, teacher, student.shapes, build.open_train(config))
-    return (build.cache_folder(config, key) / MANIFEST).exists()
+    return is_finished(config, key)
 
 
 def _existing(folder: Path) -> Path:

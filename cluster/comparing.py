@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import build, comparison_table
+from cluster.claim import alone
 from cluster.comparison_plan import Plan, Row
 from cluster.comparison_runs import Runs, require_same_settings
 from cluster.comparison_store import Store
@@ -32,7 +33,7 @@ def compare(plan: Plan, base: RunConfig) -> dict[str, str]:
     store = Store(plan.folder / FILE)
     stores = _stores(plan, base)
     require_same_settings(plan, store)
-    with ray_started():
+    with alone(plan.folder), ray_started():
         pack_splits(base)
         _require_rows_that_fit(plan, base)
         store.require_teachers(_teachers(base))

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.config import RunConfig, check, to_tree
 from cluster.grammar import ConfigError, overlay
+from data_sharding.remote import is_url
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job manager sets it in the process that it starts for `ray job submit`, and `ray.init` reads it there."""
@@ -59,8 +60,11 @@ def require_absolute(config: RunConfig) -> None:
 
 def _relative(config: RunConfig) -> tuple[dict[str, str], bool]:
     """The relative paths by key, and whether the tracking database is one."""
-    if "://" in config.storage:
-        raise ConfigError(f"storage: must be a folder that all machines share, got {config.storage}")
+    if is_url(config.storage):
+        raise ConfigError(
+            f"storage: must be a folder that all machines share, got {config.storage}; teacher caches alone may lie "
+            "behind a URL: resources.caches=URL"
+        )
     relative = {key: path for key, path in _paths(config, "") if not Path(path).is_absolute()}
     return relative, _relative_database(config.tracking.uri)
 
@@ -70,10 +74,11 @@ def _relative_database(uri: str | None) -> bool:
 
 
 def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every setting that is a path: by its type, and texts named `weights` or `storage`."""
+    """Dotted key and text of every setting that is a path: by its type, and texts named `weights`, `storage` or
+    `caches` that are no URL."""
     if isinstance(node, Path):
         yield key, str(node)
-    elif isinstance(node, str) and key.rpartition(".")[2] in ("weights", "storage"):
+    elif isinstance(node, str) and key.rpartition(".")[2] in ("weights", "storage", "caches") and not is_url(node):
         yield key, node
     for name, value in _members(node):
         yield from _paths(value, f"{key}.{name}" if key else name)

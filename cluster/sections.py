@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_sharding.remote import Remote
 from kd.slicing import SliceConfig
 
 
@@ -128,6 +129,16 @@ class ResourcesConfig:
     """Restarts after lost workers before the run gives up."""
     checksums: Literal["first", "always", "never"] = "first"
     """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
+    caches: str | None = None
+    """Where teacher caches are: a folder that all machines share, or a URL (s3://bucket/caches, file:///slow/folder)
+    whose shards each machine copies before it needs them. Keys and endpoints are the environment's. null: below
+    `storage`."""
+    staging: Path | None = None
+    """The folder on each machine's own disk for copies of caches behind a URL; null: among its temporary files."""
+    staging_gb: float = 50.0
+    """What the copies of all workers of a machine may take, in 10^9 bytes; the least recently used make room."""
+    staging_ahead: int = 4
+    """Shards that each worker has copied before their first use."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
@@ -135,3 +146,9 @@ class ResourcesConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
+        if self.staging_gb <= 0 or self.staging_ahead < 0:
+            raise ValueError(
+                f"staging_gb must be > 0 and staging_ahead >= 0, got {self.staging_gb} and {self.staging_ahead}"
+            )
+        if self.caches is not None and "://" in self.caches:
+            Remote(self.caches)  # refuses one that holds a secret

@@ -152,6 +152,7 @@ class Worker:
             prefetch=self.config.resources.prefetch,
             threads=self.config.resources.threads,
             pin=self.device.type == "cuda",
+            ahead=self.config.resources.staging_ahead,
         )
 
     @contextmanager

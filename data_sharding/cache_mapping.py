@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +103,13 @@ class MappedShards:
             if self._open.pop(shard, None) is not None:
                 self.shelf.put_back(shard)
 
+    def keep(self, shards: Set[int]) -> None:
+        """Close all other files; rows handed out stay valid."""
+        with self._lock:
+            others = [shard for shard in self._open if shard not in shards]
+        for shard in others:
+            self.let_go(shard)
+
     def renew(self, shard: int) -> bool:
         """Get a damaged file anew, where there is a source to get it from and it was not tried before."""
         with self._lock:
@@ -111,8 +118,7 @@ class MappedShards:
 
     def close(self) -> None:
         """Let go of all files; rows handed out stay valid."""
-        for shard in list(self._open):
-            self.let_go(shard)
+        self.keep(set())
 
     def _opened(self, shard: int) -> tuple[ShardFile, list[pa.RecordBatch]]:
         """Fetching one file keeps nobody from reading others; of two threads that open the same, one wins."""
@@ -130,7 +136,8 @@ class MappedShards:
             try:
                 return self.shelf.take(shard)
             except StagingFull:
-                oldest = next(iter(self._open), None)
+                with self._lock:
+                    oldest = next(iter(self._open), None)
                 if oldest is None:
                     raise
                 self.let_go(oldest)

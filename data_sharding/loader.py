@@ -9,6 +9,7 @@ import numpy as np
 
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch
+from data_sharding.look_ahead import LookAhead
 from data_sharding.order import Order, view_of
 from data_sharding.prefetch import Prefetched
 from data_sharding.shards import PackedDataset
@@ -51,10 +52,13 @@ class Loader(Iterator[tuple[Batch, ...]]):
         prefetch: int = 2,
         threads: int = 2,
         pin: bool = False,
+        ahead: int = 4,
     ) -> None:
         """`factors`: resolutions other than 1 of live teachers. `prefetch`: steps made ahead. `pin`: only with CUDA.
+        `ahead`: shards fetched before their first use, of caches that lie elsewhere.
 
-        Raises ValueError where the global batch cannot be shared evenly, or a cache belongs to other images or views.
+        Raises ValueError where the global batch cannot be shared evenly, a cache belongs to other images or views, or
+        a staging folder cannot hold what the order needs at one time.
         """
         _require_even(order.batch, world, accumulate)
         _require_matching(dataset, views, factors, caches)
@@ -62,12 +66,18 @@ class Loader(Iterator[tuple[Batch, ...]]):
         self.world, self.accumulate = world, accumulate
         self.step = start_step
         """The step that comes next: the whole state of the loader."""
+        staged = [cache for cache in caches.values() if cache.staging is not None]
+        self._look_aheads = [self._look_ahead(cache, ahead, prefetch) for cache in staged]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._assembler = Assembler(
             dataset=dataset, views=views, pool=self._pool, further_factors=factors, caches=caches, pin=pin
         )
         self._steps = Prefetched(map(self._start, count(start_step)), prefetch)
         self._closed = False
+
+    def _look_ahead(self, cache: TeacherCache, ahead: int, prefetch: int) -> LookAhead:
+        groups, views = self.dataset.groups, self.views.count
+        return LookAhead(cache, self.order, views, self.world, shards=ahead, behind=prefetch + 1, groups=groups)
 
     @property
     def wait_seconds(self) -> float:
@@ -99,6 +109,8 @@ class Loader(Iterator[tuple[Batch, ...]]):
         self.close()
 
     def _start(self, step: int) -> Callable[[], tuple[Batch, ...]]:
+        for look_ahead in self._look_aheads:
+            look_ahead.at(step)
         epoch, row = self.order.global_batch(step)
         mine = self.order.rank_rows(row, self.world)
         views = view_of(self.dataset.groups[mine], epoch, self.views.count)

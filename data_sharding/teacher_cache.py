@@ -130,10 +130,14 @@ class TeacherCache:
         """The number of the shard that holds each sample, in the shape of the arguments."""
         return self._index["shard"][self._line[views, positions]]
 
-    def let_go(self, shards: Iterable[int]) -> None:
-        """Close these shards until they are read again."""
-        for shard in shards:
-            self.shards.let_go(shard)
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon, the first one first: fetch them, where they lie elsewhere."""
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.expect(shards)
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all other shards, until they are read again."""
+        self.shards.keep(set(shards))
 
     def close(self) -> None:
         """Let go of the mapped files, and end what fetches them."""

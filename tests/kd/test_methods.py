@@ -1,6 +1,7 @@
 """Promises of every method file, and each method against its formula written out in loops."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, mgd, pkd, scalekd
+from kd.methods import clsd, cwd, fitnet, mgd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -31,10 +32,14 @@ SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
     "mgd": mgd.Config(share=0.0, layers=0),
 }
+# What a method cannot be without: a classifier's weights.
+USUAL: dict[str, Callable[[], MethodConfig]] = {
+    "clsd": lambda: clsd.Config(weights=fake.classifier(), classifier=fake.CLASSIFIER, crop=32)
+}
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
-# Without boxes there are no positions near them.
-NEAR_OBJECTS = {"fgfi", "zoominnet"}
+# Without boxes there are no positions near them, or none that answer for them.
+NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd"}
 # An assistant whose width must fit the narrow taps of these tests.
 NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
@@ -46,7 +51,11 @@ def _one_thread_one_seed() -> None:
 
 
 def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES) -> Method:
-    return module.Loss(config or module.Config(), fake.pair(teacher=teacher))
+    return module.Loss(config or usual(module), fake.pair(teacher=teacher))
+
+
+def usual(module: ModuleType) -> MethodConfig:
+    return USUAL.get(short_name(module), module.Config)()
 
 
 def adviser(
@@ -102,6 +111,8 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
 @every_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     config = SYMMETRIC.get(short_name(module))
     method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
@@ -207,15 +218,22 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
+def feat(terms: dict[str, Tensor]) -> float:
+    """The feature term, or all of a method that has none."""
+    return terms.get("feat", torch.stack(list(terms.values())).sum()).item()
+
+
 @every_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = fake.run(method, student, teacher, batch, detector, assistant)["feat"].item()
+    right = feat(fake.run(method, student, teacher, batch, detector, assistant))
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = fake.run(method, student, turned, batch, detector, assistant)["feat"].item()
+    wrong = feat(fake.run(method, student, turned, batch, detector, assistant))
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -230,6 +248,8 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
 
 @every_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
     with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):
@@ -240,9 +260,14 @@ def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
 @pytest.mark.parametrize("kind", DETECTORS.values(), ids=DETECTORS.keys())
 def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleType) -> None:
     """The whole way with real detectors: features, alignment, assistant, losses, gradient to the backbone."""
-    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6)) for width in (32, 16))
+    bins = {"bins": 8} if short_name(module) == "ld" and short_name(kind) != "faster_rcnn" else {}
+    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6), **bins) for width in (32, 16))
     pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
-    method = module.Loss(module.Config(), pair)
+    if short_name(module) == "ld" and not bins:
+        with pytest.raises(ValueError, match="set bins to 16"):
+            module.Loss(module.Config(), pair)
+        return
+    method = module.Loss(usual(module), pair)
     batch = fake.batch(2, canvas=(64, 96))
     batch = batch.with_totals({"images": torch.tensor(2.0)} | student.counts(batch))
     pixels = torch.randn(2, 3, 64, 96)
