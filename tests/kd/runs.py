@@ -216,7 +216,7 @@ def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
 
 
 def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
-    """The run's methods, learning from `big`, whose head is there for those that ask it."""
+    """The run's methods, those that want a teacher learning from `big`, whose head is there for those that ask it."""
     pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
     lessons: dict[str, tuple[Lesson, Method]] = {}
     for name, config in run.distill.items():
@@ -224,7 +224,8 @@ def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -
         head = (
             TeacherHead(shapes.detector, student.shapes, Seeing(), torch.device("cpu")) if method.needs_head else None
         )
-        lessons[name] = (Lesson(name=name, teacher="big", config=config, head=head), method)
+        teacher = "big" if config.taught else None
+        lessons[name] = (Lesson(name=name, teacher=teacher, config=config, head=head), method)
     return lessons
 
 
