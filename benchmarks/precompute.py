@@ -26,8 +26,8 @@ from cluster import build
 from cluster import config as recipes
 from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
-from cluster.cache_keys import cache_key
 from cluster.build import Split
+from cluster.cache_keys import cache_key
 from cluster.packing import pack_splits
 from data_sharding.batch import Batch
 from data_sharding.cache_key import CacheKey
