@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ import torch
 from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
-from data_sharding.cache_key import CacheKey, library_versions
 from data_sharding.loader import order_of
 from data_sharding.order import Order
 from data_sharding.record import Category
-from data_sharding.remote import is_url
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
@@ -30,10 +28,7 @@ from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
-from kd.teacher import LiveTeacher, aligned_shapes, all_reads
-
-TEACHER_BATCH = 8
-"""Images per forward that fills a cache: part of the cache's key."""
+from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +77,8 @@ def open_val(config: RunConfig) -> Split:
 
 def build_order(config: RunConfig, train: Split) -> Order:
     """The sequence of global batches, whatever the number of workers."""
-    return order_of(
-        train.dataset,
-        train.views,
-        seed=config.seed,
-        batch=config.optim.batch,
-        window=config.order.window,
-        lanes=config.order.lanes,
-    )
+    window, lanes = config.order.window, config.order.lanes
+    return order_of(train.dataset, train.views, seed=config.seed, batch=config.optim.batch, window=window, lanes=lanes)
 
 
 def build_student(config: RunConfig, num_classes: int) -> Detector:
@@ -151,6 +140,11 @@ def reads_of(config: RunConfig) -> frozenset[str]:
     return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
 
 
+def stored_of(config: RunConfig, teacher: TeacherConfig) -> frozenset[str]:
+    """The taps that this teacher's cache holds."""
+    return reads_of(config) | frozenset(teacher.stores)
+
+
 def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
     """The teacher itself, answering on the student's grid."""
     settings = teacher.config
@@ -164,43 +158,6 @@ def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str])
     )
 
 
-def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
-    """Everything that decides the bytes of this teacher's cache."""
-    shapes, reads = aligned_shapes(teacher.detector.shapes, student), reads_of(config)
-    taps = ["c5"] if "c5" in reads else []
-    channels = [shapes.c5_channels] if "c5" in reads else []
-    strides = [shapes.c5_stride] if "c5" in reads else []
-    if "pyramid" in reads:
-        taps += [f"p{stride.bit_length() - 1}" for stride in shapes.strides]
-        channels += [shapes.pyramid_channels] * len(shapes.strides)
-        strides += list(shapes.strides)
-    return CacheKey(
-        dataset_uid=train.dataset.uid,
-        views_uid=train.views.uid,
-        teacher=teacher.config.name,
-        weights_sha256=teacher.sha256,
-        mean=tuple(teacher.detector.mean.tolist()),
-        std=tuple(teacher.detector.std.tolist()),
-        factor=teacher.config.factor,
-        align=teacher.config.align,
-        taps=tuple(taps),
-        channels=tuple(channels),
-        strides=tuple(strides),
-        canvases=tuple(train.views.buckets),
-        codec=teacher.config.codec,
-        compute_dtype={"fp32": "float32", "bf16": "bfloat16"}[teacher.config.precision],
-        batch=TEACHER_BATCH,
-        versions=library_versions(),
-    )
-
-
-def cache_folder(config: RunConfig, key: CacheKey) -> Path:
-    """The folder that this key's cache is written to: the one that it is read from, unless that is a URL."""
-    caches = config.resources.caches
-    below = Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
-    return below / f"{key.teacher}-{key.uid[:12]}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Taught:
     """What the student learns from its teachers, by lesson."""
@@ -212,28 +169,43 @@ class Taught:
 def build_lessons(
     config: RunConfig, student: Shapes, teachers: Mapping[str, LoadedTeacher], world: World, device: torch.device
 ) -> Taught:
-    """Every method with every teacher, each with its own adapters and, where it has one, its own assistant."""
+    """Every method with every teacher, or alone where it needs none, each with its own adapters and, where it has one,
+    its own assistant."""
     lessons: dict[str, tuple[Lesson, Method]] = {}
     assistants: dict[str, AssistantTrainer] = {}
-    for teacher in teachers.values():
+    for lesson in lessons_of(config, tuple(teachers)):
+        teacher = None if lesson.teacher is None else teachers[lesson.teacher]
         pair = Pair(
             student=student,
-            teacher=aligned_shapes(teacher.detector.shapes, student),
+            teacher=student if teacher is None else aligned_shapes(teacher.detector.shapes, student),
             world=world,
             accumulate=config.optim.accumulate,
             detector=partial(_new_student, config, student.num_classes),
         )
-        for method, settings in config.distill.items():
-            name = method if len(teachers) == 1 else f"{teacher.config.name}/{method}"
-            module = plugin("kd.methods", method)
-            with _own_randomness(config.seed, f"method {name}"):
-                loss = module.Loss(settings, pair)
-            lesson = Lesson(name=name, teacher=teacher.config.name, config=settings, weight=teacher.config.weight)
-            lessons[name] = (lesson, loss)
-            if _has_assistant(module, settings):
-                with _own_randomness(config.seed, f"assistant {name}"):
-                    assistants[name] = AssistantTrainer(module.Assistant(settings, pair).to(device), world)
+        module, name = plugin("kd.methods", lesson.name.rpartition("/")[2]), lesson.name
+        with _own_randomness(config.seed, f"method {name}"):
+            loss = module.Loss(lesson.config, pair)
+        if teacher is not None and loss.needs_head:
+            lesson = replace(lesson, head=TeacherHead(teacher.detector, student, teacher.config, device))
+        lessons[name] = (lesson, loss)
+        if _has_assistant(module, lesson.config):
+            with _own_randomness(config.seed, f"assistant {name}"):
+                assistants[name] = AssistantTrainer(module.Assistant(lesson.config, pair).to(device), world)
     return Taught(lessons=lessons, assistants=assistants)
+
+
+def lessons_of(config: RunConfig, teachers: Sequence[str]) -> list[Lesson]:
+    """The lessons of a run with these of the recipe's teachers: method by method of every teacher, then the methods
+    that need none."""
+    weights = {teacher.name: teacher.weight for teacher in config.teachers}
+    taught = [
+        Lesson(name=m if len(teachers) == 1 else f"{t}/{m}", teacher=t, config=settings, weight=weights[t])
+        for t in teachers
+        for m, settings in config.distill.items()
+        if settings.taught
+    ]
+    alone = [Lesson(name=m, teacher=None, config=s) for m, s in config.distill.items() if not s.taught]
+    return taught + alone
 
 
 def _has_assistant(module: object, settings: MethodConfig) -> bool:

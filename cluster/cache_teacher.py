@@ -18,7 +18,7 @@ def act(config: "RunConfig") -> None:
     from cluster.packing import pack_splits
     from cluster.terminal import table
 
-    if not any(teacher.cache for teacher in config.teachers) or not config.distill:
+    if not any(teacher.cache for teacher in config.teachers) or not config.taught:
         raise ConfigError("nothing to cache: the recipe has no method, or no teacher with cache=true")
     pack_splits(config)
     with ray_started():
@@ -28,7 +28,7 @@ def act(config: "RunConfig") -> None:
         {
             "teacher": name,
             "taps": ", ".join(cache.key.taps),
-            "codec": cache.key.codec,
+            "codec": ", ".join(cache.key.codecs),
             "MB": cache.bytes / 1e6,
             "seconds": cache.seconds,
             "place": str(cache.place),

@@ -13,6 +13,7 @@ import torch
 from cluster import build
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_folder, cache_key, settled_key
 from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
@@ -43,7 +44,7 @@ class Filled:
 
 def fill_caches(config: RunConfig) -> dict[str, Filled]:
     """Fill or complete the cache of every cached teacher. Ray must be started."""
-    if not config.distill:
+    if not config.taught:
         return {}
     train = build.open_train(config)
     student = build.build_student(config, len(train.dataset.categories))
@@ -55,8 +56,10 @@ def fill_caches(config: RunConfig) -> dict[str, Filled]:
 
 
 def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
-    key = build.cache_key(config, teacher, student.shapes, train)
-    folder, place = build.cache_folder(config, key), cache_place(config, key)
+    key, compared = settled_key(config, teacher, student.shapes, train)
+    if compared:
+        say(f"codecs of teacher {key.teacher}, by what they err on its taps: {'; '.join(compared)}")
+    folder, place = cache_folder(config, key), cache_place(config, key)
     if is_finished(config, key):
         return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
     began = time.perf_counter()
@@ -88,7 +91,8 @@ def _announce(
     require_space(folder, needed)
     verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
     count = len(train.dataset) * train.views.count
-    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({key.codec}), in {folder}")
+    codecs = ", ".join(dict.fromkeys(key.codecs))
+    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({codecs}), in {folder}")
     say(verdict.sentence)
 
 
@@ -136,12 +140,12 @@ class ShardWriter:
         student = build.build_student(config, len(categories)).shapes
         settings = next(t for t in config.teachers if t.name == teacher)
         loaded = build.load_teacher(settings, categories)
-        key = build.cache_key(config, loaded, student, train)
+        key = cache_key(config, loaded, student, train)
         self._device = device
-        self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
+        self._writer = CacheWriter(cache_folder(config, key), key, train.dataset, train.views)
         self._assembled = Assembled(train, settings.factor)
         loaded.detector.to(device)
-        self._live = build.live_teacher(loaded, student, build.reads_of(config))
+        self._live = build.live_teacher(loaded, student, build.stored_of(config, settings))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for number in rows["shard"]:

@@ -7,6 +7,11 @@ from typing import Literal
 from data_sharding.remote import Remote
 from kd.slicing import SliceConfig
 
+CodecName = Literal[
+    "fp16", "fp32", "int8", "int8_channel", "int8_position", "sparse", "sparse_channel", "sparse_position"
+]
+TapName = Literal["c5", "p2", "p3", "p4", "p5", "p6", "p7"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
@@ -29,8 +34,14 @@ class TeacherConfig:
     """Multiplies all that is learnt from this teacher."""
     cache: bool = True
     """Read the taps from the cache on disk; false: run the teacher in every step."""
-    codec: Literal["fp16", "fp32"] = "fp16"
-    """How the cache stores the taps."""
+    codec: CodecName = "fp16"
+    """How the cache stores the taps: fp16 or fp32 numbers; int8, half of fp16; or sparse, int8 of the positions inside
+    slightly enlarged boxes alone, a few percent, for methods that read no others. `..._channel` and `..._position` say
+    what has a scale of its own; without: the one that errs less on this teacher, measured before anything is stored."""
+    tap_codecs: dict[TapName, CodecName] = field(default_factory=dict)
+    """Taps that are stored in another way: `{c5: fp16}`."""
+    stores: tuple[Literal["c5", "pyramid"], ...] = ()
+    """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
@@ -85,6 +96,9 @@ class EvaluationConfig:
     """Detections per image that AR is told for; AP uses the last."""
     areas: tuple[int, ...] = (8, 16, 32)
     """Edges in pixels of the finer size classes: (0, 8], (8, 16], (16, 32], beside COCO's own."""
+    protocols: tuple[Literal["visdrone", "voc"], ...] = ()
+    """Data sets' own numbers beside COCO's: VisDrone's toolkit's (visdrone_AP, visdrone_AR500, ...) and VOC's (voc_AP,
+    voc_AP_2007, both at IoU 0.5)."""
     views: EvaluationViews | None = None
     """null: the training views without crop, flip and jitter, at their largest short side."""
     slices: SliceConfig | None = None

@@ -7,6 +7,7 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_key
 from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
 from data_sharding.teacher_cache import TeacherCache
@@ -32,14 +33,14 @@ class Staff:
 
 
 def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torch.device) -> Staff:
-    """Load the recipe's teachers, none where nothing is distilled. Nobody else is waited for."""
-    chosen = config.teachers if config.distill else ()
+    """Load the recipe's teachers, none where no method learns from one. Nobody else is waited for."""
+    chosen = config.teachers if config.taught else ()
     loaded = {teacher.name: build.load_teacher(teacher, train.dataset.categories) for teacher in chosen}
     teachers: dict[str, Teacher] = {}
     caches: dict[str, TeacherCache] = {}
     for name, teacher in loaded.items():
         if teacher.config.cache:
-            key = build.cache_key(config, teacher, student, train)
+            key = cache_key(config, teacher, student, train)
             caches[name] = TeacherCache.open(
                 cache_place(config, key),
                 key,

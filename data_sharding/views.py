@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,12 @@ class ViewTable:
 
     def canvas_ids(self, k_per_image: np.ndarray) -> np.ndarray:
         """(N,) int64: the position in `buckets` of the canvas of view k_per_image[i] of every image i."""
-        canvases = self.rows[k_per_image, np.arange(len(self)), -2:]
-        matches = (canvases[:, None] == np.array(self.buckets)).all(2)
-        return matches.argmax(1)
+        return self._canvas_table[k_per_image, np.arange(len(self))]
+
+    @cached_property
+    def _canvas_table(self) -> np.ndarray:
+        """(K, N) int64: what `canvas_ids` picks from. Comparing canvases would be most of planning an epoch."""
+        return (self.rows[:, :, None, -2:] == np.array(self.buckets)).all(3).argmax(2)
 
 
 def table_path(folder: Path, config: ViewConfig) -> Path:

@@ -5,7 +5,7 @@ The backbone has five convolutions, because DeepSpeed's time goes with the numbe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,9 +24,9 @@ from kd.engine import Engine, PlainEngine, Precision
 from kd.methods import scalekd
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.optimise import Ema, OptimConfig
-from kd.plugins import plugin
+from kd.plugins import plugin, plugins
 from kd.step import StepReport, train_step
-from kd.teacher import LiveTeacher, Teacher
+from kd.teacher import LiveTeacher, Teacher, TeacherHead
 
 CANVAS, CLASSES, IMAGES = 64, 3, 4
 KINDS = ("plain", 0, 1, 2, 3)
@@ -52,6 +52,12 @@ def scale_kd(
     )
 
 
+def every_method() -> dict[str, MethodConfig]:
+    """Every method in the folder with its own settings, on from the first step to the last."""
+    always: dict[str, Any] = {"start": 0.0, "ramp": 0.0, "stop": 1.0, "freeze": 0.0}
+    return {name: replace(module.Config(), **always) for name, module in plugins("kd.methods").items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What to train, and with what."""
@@ -66,6 +72,15 @@ class Run:
     """MobileNetV2 instead of five convolutions."""
     precision: Precision = "fp32"
     steps: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeing:
+    """How `big` sees."""
+
+    factor: int = 2
+    align: Literal["shift"] = "shift"
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +209,16 @@ def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
 
 
 def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
-    """The run's methods, learning from `big`."""
+    """The run's methods, learning from `big`, whose head is there for those that ask it."""
     pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
-    return {
-        name: (Lesson(name=name, teacher="big", config=config), plugin("kd.methods", name).Loss(config, pair))
-        for name, config in run.distill.items()
-    }
+    lessons: dict[str, tuple[Lesson, Method]] = {}
+    for name, config in run.distill.items():
+        method = plugin("kd.methods", name).Loss(config, pair)
+        head = (
+            TeacherHead(shapes.detector, student.shapes, Seeing(), torch.device("cpu")) if method.needs_head else None
+        )
+        lessons[name] = (Lesson(name=name, teacher="big", config=config, head=head), method)
+    return lessons
 
 
 def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, AssistantTrainer]:
