@@ -14,6 +14,7 @@ from cluster import build
 from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_folder, cache_key, settled_key
 from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
@@ -57,8 +58,10 @@ def fill_caches(config: RunConfig) -> dict[str, Filled]:
 
 
 def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
-    key = build.cache_key(config, teacher, student.shapes, train)
-    folder, place = build.cache_folder(config, key), cache_place(config, key)
+    key, compared = settled_key(config, teacher, student.shapes, train)
+    if compared:
+        say(f"codecs of teacher {key.teacher}, by what they err on its taps: {'; '.join(compared)}")
+    folder, place = cache_folder(config, key), cache_place(config, key)
     if is_finished(config, key):
         return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
     began = time.perf_counter()
@@ -90,7 +93,8 @@ def _announce(
     require_space(folder, needed)
     verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
     count = len(train.dataset) * train.views.count
-    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({key.codec}), in {folder}")
+    codecs = ", ".join(dict.fromkeys(key.codecs))
+    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({codecs}), in {folder}")
     say(verdict.sentence)
 
 
@@ -141,8 +145,8 @@ class ShardWriter:
         student = build.build_student(config, len(categories)).shapes
         settings = next(t for t in config.teachers if t.name == teacher)
         loaded = build.load_teacher(settings, categories)
-        key = build.cache_key(config, loaded, student, train)
-        self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
+        key = cache_key(config, loaded, student, train)
+        self._writer = CacheWriter(cache_folder(config, key), key, train.dataset, train.views)
         loaded.detector.to(device)
         live = build.live_teacher(loaded, student, build.stored_of(config, settings))
         assembled = Assembled(train, settings.factor, initializer=give_way)

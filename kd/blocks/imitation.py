@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch
+from data_sharding.codecs_foreground import foreground_cells
 from kd.blocks.foreground import Covered, all_boxes, cover, enlarged
 
 
@@ -38,7 +39,9 @@ def anchor_masks(
     masks = [torch.zeros(shape, dtype=torch.bool, device=boxes.device) for shape in shapes]
     for mask, level, iou in zip(masks, levels, ious, strict=True):
         mask.view(-1)[level.cell[iou > phi * best[level.box]]] = True
-    return masks
+    # The same cells again, counted as the cache counts: at a cell's border float arithmetic may find one too many.
+    held = foreground_cells(batch.boxes, batch.geometry.canvas, strides)
+    return [mask & kept for mask, kept in zip(masks, held, strict=True)]
 
 
 def _anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], stride: int, device: torch.device) -> Tensor:

@@ -8,12 +8,12 @@ cache does not hold; N_p counts an image's positions, over its levels, and image
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
+from data_sharding.codecs_foreground import ENLARGED
 from kd.blocks.adapt import MatchChannels, same_levels
 from kd.blocks.divergence import squared_error
 from kd.blocks.imitation import anchor_masks
@@ -32,6 +32,10 @@ class Config(MethodConfig):
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height / width."""
 
+    @property
+    def reads_within(self) -> float | None:
+        return ENLARGED
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.phi < 1:
@@ -42,8 +46,6 @@ class Config(MethodConfig):
 
 
 class Loss(Method):
-    sparse_suffices: ClassVar[bool] = True
-
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         self.config, self.strides = config, pair.student.strides

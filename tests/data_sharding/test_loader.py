@@ -53,6 +53,9 @@ def test_a_batch_holds_what_the_views_say(dataset: PackedDataset, views: ViewTab
             assert torch.equal(batch.images[row], render(pixels, view))
             assert torch.equal(batch.scaled_images[2][row], render(pixels, view, 2))
             assert tuple(batch.geometry.sizes[row].tolist()) == view.size
+            assert batch.scales is not None
+            scale = [view.size[0] / view.crop[3], view.size[1] / view.crop[2]]
+            assert batch.scales[row].tolist() == pytest.approx(scale)
             expected = place_labels(record, view, min_visible=views.config.min_visible)
             found = batch.boxes[row], batch.labels[row], batch.ignore[row]
             assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
@@ -157,7 +160,7 @@ def test_only_the_students_colours_are_jittered_and_anew_in_every_epoch(dataset:
 def test_cached_taps_are_those_of_the_images_in_the_batch(
     tmp_path: Path, dataset: PackedDataset, views: ViewTable, order: Order
 ) -> None:
-    key = tiny_key(dataset, views, codec="fp32")
+    key = tiny_key(dataset, views, codecs=("fp32",) * 3)
     writer = CacheWriter(tmp_path, key, dataset, views)
     for shard in writer.pending():
         writer.fill(shard, tiny_taps(key, views))
@@ -169,9 +172,10 @@ def test_cached_taps_are_those_of_the_images_in_the_batch(
             for row, (position, view) in enumerate(zip(places.tolist(), batch.views, strict=True)):
                 expected = tiny_taps(key, views)(np.array([position]), view)
                 assert expected.c5 is not None
-                assert batch.cached["big"].c5 is not None
-                torch.testing.assert_close(batch.cached["big"].c5[row], expected.c5[0], rtol=0, atol=0)
-                torch.testing.assert_close(batch.cached["big"].pyramid[1][row], expected.pyramid[1][0], rtol=0, atol=0)
+                found = batch.cached["big"].decode()
+                assert found.c5 is not None
+                torch.testing.assert_close(found.c5[row], expected.c5[0], rtol=0, atol=0)
+                torch.testing.assert_close(found.pyramid[1][row], expected.pyramid[1][0], rtol=0, atol=0)
     other = tiny_views(dataset, count=1)
     with pytest.raises(ValueError, match="the cache of teacher 'big' holds"):
         Loader(dataset, other, order_of(dataset, other, seed=0, batch=4), world=World(), caches=caches)
