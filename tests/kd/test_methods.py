@@ -15,7 +15,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, hkd, icd, mgd, mkd, pkd, scalekd
+from kd.methods import cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -32,6 +32,7 @@ SYMMETRIC: dict[str, MethodConfig] = {
     "mgd": mgd.Config(share=0.0, layers=0),
     "mkd": mkd.Config(zeta=0.0),
     "icd": icd.Config(values="shared"),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image"), "hkd": hkd.Config(scale="none")}
