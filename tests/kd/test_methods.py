@@ -13,9 +13,9 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from data_sharding.batch import Batch, Taps
+from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.blocks.foreground import all_boxes, cover, enlarged
 from kd.methods import clsd, cwd, fitnet, mgd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
@@ -147,16 +147,14 @@ def test_only_declared_taps_are_read(module: ModuleType) -> None:
     assert found == whole
 
 
-@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Loss.sparse_suffices])
+@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Config().sparse_suffices])
 @pytest.mark.parametrize("boxes", ["usual", "tiny", "border", "all", "crowd"])
 def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str, boxes: str) -> None:
     """So a cache of the stored positions gives what the live teacher gives, whatever stands in place of the rest."""
     method, batch, student, teacher = build(METHODS[name]), odd_batch(boxes), fake.taps(2, 1), fake.taps(2, 2)
-    kept = [
-        cover(enlarged(all_boxes(batch)[0]), all_boxes(batch)[1], (2, *x.shape[2:]), stride).any()[:, None]
-        for x, stride in zip(teacher.pyramid, fake.STRIDES, strict=True)
-    ]
-    stored = Taps(None, tuple(torch.where(k, x, torch.nan) for k, x in zip(kept, teacher.pyramid, strict=True)))
+    kept = foreground_cells(batch.boxes, fake.CANVAS, fake.STRIDES, METHODS[name].Config().reads_within)
+    pairs = zip(kept, teacher.pyramid, strict=True)
+    stored = Taps(None, tuple(torch.where(held[:, None], x, torch.nan) for held, x in pairs))
     assert boxes == "all" or any(x.isnan().any() for x in stored.pyramid)
     live, cached = fake.run(method, student, teacher, batch), fake.run(method, student, stored, batch)
     assert cached == live
