@@ -133,7 +133,14 @@ class Assembler:
             views=tuple(s.view for s in samples),
             scaled_images={f: clean[f] for f in kept_clean},
             cached=taps,
+            scales=torch.tensor([_scale(v) for v in views], dtype=torch.float32) * self.factor,
         )
+
+
+def _scale(view: View) -> tuple[float, float]:
+    """Canvas pixels per source pixel, down and across."""
+    _, _, width, height = view.crop
+    return view.size[0] / height, view.size[1] / width
 
 
 def _results(futures: Mapping[str, Future[StoredTaps]]) -> dict[str, StoredTaps]:

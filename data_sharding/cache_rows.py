@@ -18,7 +18,9 @@ from data_sharding.codecs import Encoded, row_bytes
 class ShardCorrupt(shards.ShardCorrupt):
     """A shard does not hold what was written to it. Nothing is replaced: the run stops and says where."""
 
-    def __init__(self, path: Path, shard: str, row: int | None, key: object, expected: object, got: object) -> None:
+    def __init__(
+        self, path: Path | str, shard: str, row: int | None, key: object, expected: object, got: object
+    ) -> None:
         self.path, self.shard, self.row, self.key, self.expected, self.got = path, shard, row, key, expected, got
         where = "" if row is None else f", row {row}, (image id, view) {key}"
         super().__init__(

@@ -4,24 +4,26 @@ Taps come back as they are stored (`StoredTaps`), all rows of a batch side by si
 training device; `StoredTaps.decode` makes maps of them there.
 """
 
-import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-import xxhash
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json, library_versions
+from data_sharding.cache_key import COMMAND, CacheKey, library_versions
 from data_sharding.cache_mapping import MappedShards, ShardFile
+from data_sharding.cache_opening import open_shelf, read_index, read_manifest
 from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
-from data_sharding.cache_writer import CacheIncomplete
 from data_sharding.codecs import StoredTap, stack
+from data_sharding.remote import is_url, place_of
 from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
+from data_sharding.staged_shards import StagedShards
+from data_sharding.staging import Staging
 
 Verify = Literal["first", "always", "never"]
 
@@ -29,23 +31,42 @@ Verify = Literal["first", "always", "never"]
 class TeacherCache:
     """A finished cache. Safe to read from several threads; each process opens its own."""
 
-    def __init__(self, folder: Path, key: CacheKey, manifest: dict[str, Any], verify: Verify, open_shards: int) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        key: CacheKey,
+        manifest: dict[str, Any],
+        verify: Verify,
+        open_shards: int,
+        staging: Staging | None,
+    ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
-        files = [
-            ShardFile(folder / s["name"], s["id"], s["rows"], s["bytes"], s["xxh3_128"]) for s in manifest["shards"]
+        self.staging = staging
+        names = [s["name"] for s in manifest["shards"]]
+        self.files = [
+            ShardFile(place_of(folder, s["name"]), s["id"], s["rows"], s["bytes"], s["xxh3_128"])
+            for s in manifest["shards"]
         ]
-        for file in files:
-            file.require_size()
-        self.shards = MappedShards(files, limit=open_shards)
-        self._index = _read_index(folder / "index.arrow", manifest["index"])
+        self.shelf = open_shelf(folder, names, self.files, staging)
+        self.shards = MappedShards(self.shelf, limit=open_shards)
+        self._healing = threading.Lock()
+        self._index = read_index(folder, manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
         self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
 
     @classmethod
-    def open(cls, folder: Path, key: CacheKey, *, verify: Verify = "first", open_shards: int = 1024) -> "TeacherCache":
-        """Open a finished cache that was made with exactly `key`.
+    def open(
+        cls,
+        folder: Path | str,
+        key: CacheKey,
+        *,
+        verify: Verify = "first",
+        open_shards: int = 1024,
+        staging: Staging | None = None,
+    ) -> "TeacherCache":
+        """Open a finished cache that was made with exactly `key`, in a folder or, with `staging`, behind a URL.
 
         `verify`: check a sample's bytes on its first read in this process, on every read, or never. `open_shards`
         files stay mapped.
@@ -55,11 +76,13 @@ class TeacherCache:
         """
         if verify not in ("first", "always", "never"):
             raise ValueError(f"verify must be first, always or never, got {verify!r}")
-        return cls(folder, key, _read_manifest(folder, key), verify, open_shards)
+        if is_url(folder) and staging is None:
+            raise ValueError(f"{folder} is read through copies on this machine: give `staging` a folder and a limit")
+        return cls(folder, key, read_manifest(folder, key), verify, open_shards, staging)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         """Another process opens the same folder by itself: mappings do not travel."""
-        return _reopen, (self.folder, self.key, self.verify, self.shards.limit)
+        return _reopen, (self.folder, self.key, self.verify, self.shards.limit, self.staging)
 
     def __len__(self) -> int:
         """The number of samples: images times views."""
@@ -99,12 +122,28 @@ class TeacherCache:
 
     def verify_files(self) -> None:
         """Read every shard whole and compare it with its hash, as after copying a cache."""
-        for file in self.shards.files:
-            file.require_content()
+        for shard in range(len(self.files)):
+            self.shelf.take(shard).require_content()
+            self.shelf.put_back(shard)
+
+    def shards_of(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """The number of the shard that holds each sample, in the shape of the arguments."""
+        return self._index["shard"][self._line[views, positions]]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon, the first one first: fetch them, where they lie elsewhere."""
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.expect(shards)
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all other shards, until they are read again."""
+        self.shards.keep(set(shards))
 
     def close(self) -> None:
-        """Let go of the mapped files."""
+        """Let go of the mapped files, and end what fetches them."""
         self.shards.close()
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.close()
 
     def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> StoredTap:
         def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -115,16 +154,32 @@ class TeacherCache:
         return stack(self.key.coding[level], taps, shape, level=name, allocate=allocate)
 
     def _sample(self, position: int, view: int) -> CachedSample:
+        """One sample. A damaged copy of a file that lies elsewhere is fetched again, once."""
+        line = self._line_of(position, view)
+        try:
+            return self._read(line)
+        except ShardCorrupt:
+            with self._healing:
+                try:
+                    return self._read(line)  # another thread may have fetched it meanwhile
+                except ShardCorrupt:
+                    if not self.shards.renew(int(self._index["shard"][line])):
+                        raise
+                    return self._read(line)
+
+    def _line_of(self, position: int, view: int) -> int:
         known = 0 <= view < self._line.shape[0] and 0 <= position < self._line.shape[1]
         if not known or self._line[view, position] < 0:
             raise IndexError(
                 f"{self.folder} has no image {position} in view {view}; it holds {self._line.shape[1]} images "
                 f"in {self._line.shape[0]} view(s)"
             )
-        line = int(self._line[view, position])
+        return int(self._line[view, position])
+
+    def _read(self, line: int) -> CachedSample:
         shard, row = int(self._index["shard"][line]), int(self._index["row"][line])
-        key = (int(self._index["image_id"][line]), view)
-        file = self.shards.files[shard]
+        key = (int(self._index["image_id"][line]), int(self._index["view"][line]))
+        file = self.files[shard]
         try:
             sample, stored = read_row(self.shards.row(shard, row), self.key)
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
@@ -140,36 +195,7 @@ class TeacherCache:
         return sample
 
 
-def _reopen(folder: Path, key: CacheKey, verify: Verify, open_shards: int) -> TeacherCache:
-    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards)
-
-
-def _read_manifest(folder: Path, key: CacheKey) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        written = len(list((folder / "receipts").glob("*.json")))
-        raise CacheIncomplete(
-            f"{folder} holds no finished teacher cache ({written} shards are written); run `{COMMAND}` to fill it"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        stated = manifest.pop("xxh3_128")
-        found = xxhash.xxh3_128(canonical_json(manifest)).hexdigest()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ShardCorrupt(path, "manifest", None, None, "a readable manifest", error) from error
-    if stated != found:
-        raise ShardCorrupt(path, "manifest", None, None, f"xxh3_128 {stated}", found)
-    key.require_same(folder, manifest["key"])
-    return manifest
-
-
-def _read_index(path: Path, stated: dict[str, Any]) -> dict[str, np.ndarray]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardCorrupt(path, "index", None, None, "a readable index", error) from error
-    found = xxhash.xxh3_128(content).hexdigest()
-    if found != stated["xxh3_128"]:
-        raise ShardCorrupt(path, "index", None, None, f"xxh3_128 {stated['xxh3_128']}", found)
-    table = pa.ipc.open_file(content).read_all()
-    return {name: table[name].to_numpy() for name in table.column_names}
+def _reopen(
+    folder: Path | str, key: CacheKey, verify: Verify, open_shards: int, staging: Staging | None
+) -> TeacherCache:
+    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards, staging=staging)
