@@ -1,15 +1,18 @@
 """The mapped shard files of a teacher cache: opened when first needed, kept open, closed when too many are."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data_sharding.cache_rows import ShardCorrupt
+from data_sharding.cache_key import CacheKey
+from data_sharding.cache_rows import ShardCorrupt, StoredRow, read_row
 
 
 @dataclass(frozen=True)
@@ -42,46 +45,83 @@ class ShardFile:
             raise ShardCorrupt(self.path, self.id, None, None, f"xxh3_128 {self.xxh3_128}", hasher.hexdigest())
 
 
+class MappedShard:
+    """One mapped file. A row is read when it is first asked for, and then kept: its short parts in memory, its long
+    ones as stretches of the mapping. That is what makes reading as fast as memory."""
+
+    def __init__(self, file: ShardFile, key: CacheKey) -> None:
+        """Raises ShardCorrupt for a file that is no shard."""
+        file.require_size()
+        self.file, self.key = file, key
+        self._path = str(file.path)
+        try:
+            with pa.memory_map(self._path) as source:
+                self._reader = pa.ipc.open_file(source.read_buffer())
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ShardCorrupt(file.path, file.id, None, None, "a readable Arrow file", error) from error
+        if self._reader.num_record_batches != file.rows:
+            got = f"{self._reader.num_record_batches} batches"
+            raise ShardCorrupt(file.path, file.id, None, None, f"{file.rows} rows", got)
+        self._rows: list[StoredRow | None] = [None] * file.rows
+        self.brought = np.zeros(file.rows, np.bool_)
+        """Rows whose pages somebody was asked to bring in."""
+        self._lock = threading.Lock()
+
+    def row(self, number: int, sample: tuple[int, int]) -> StoredRow:
+        """One row, which must hold `sample` (image id, view). Raises ShardCorrupt for one that cannot be read."""
+        found = self._rows[number]
+        if found is None:
+            found = self._rows[number] = self._read(number, sample)
+        if (found.image_id, found.view) != sample:
+            got = (found.image_id, found.view)
+            raise ShardCorrupt(self.file.path, self.file.id, number, sample, f"the sample {sample}", got)
+        return found
+
+    def require_size(self) -> None:
+        """Raise ShardCorrupt where the file was cut since: reading on would end the process. A writer never does this,
+        people do."""
+        if os.stat(self._path).st_size != self.file.bytes:
+            self.file.require_size()
+
+    def _read(self, number: int, sample: tuple[int, int]) -> StoredRow:
+        try:
+            with self._lock:
+                batch = self._reader.get_batch(number)
+            batch.validate(full=True)
+            if batch.num_rows != 1:
+                raise ValueError(f"expected one row, found {batch.num_rows}")
+            return read_row(batch, self.key)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
+            raise ShardCorrupt(self.file.path, self.file.id, number, sample, "a readable row", error) from error
+
+
 class MappedShards:
     """The `limit` most recently used shards stay mapped; a row handed out stays valid when its file is let go."""
 
-    def __init__(self, files: Sequence[ShardFile], *, limit: int) -> None:
+    def __init__(self, files: Sequence[ShardFile], key: CacheKey, *, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"expected at least one open shard, got {limit}")
-        self.files, self.limit = files, limit
-        self._open: OrderedDict[int, list[pa.RecordBatch]] = OrderedDict()
+        self.files, self.key, self.limit = files, key, limit
+        self._open: OrderedDict[int, MappedShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def row(self, shard: int, row: int) -> pa.RecordBatch:
-        """One row of one shard, not copied."""
+    def shard(self, number: int) -> MappedShard:
+        """One shard, mapped. Raises ShardCorrupt for a file that is no shard or not as long as it was."""
         with self._lock:
-            rows = self._open.get(shard)
-            if rows is None:
-                rows = self._open[shard] = _map(self.files[shard])
-            self._open.move_to_end(shard)
+            found = self._open.get(number)
+            if found is None:
+                found = self._open[number] = MappedShard(self.files[number], self.key)
+            self._open.move_to_end(number)
             while len(self._open) > self.limit:
                 self._open.popitem(last=False)
-        # A file that was cut since would end the process; a writer never does this, people do.
-        self.files[shard].require_size()
-        return rows[row]
+        found.require_size()
+        return found
+
+    def __len__(self) -> int:
+        """How many files are mapped now."""
+        return len(self._open)
 
     def close(self) -> None:
         """Let go of all files; rows handed out stay valid."""
         with self._lock:
             self._open.clear()
-
-
-def _map(file: ShardFile) -> list[pa.RecordBatch]:
-    """The rows of a shard in its mapping. Parsing once and keeping them is what makes reading as fast as memory."""
-    file.require_size()
-    try:
-        with pa.memory_map(str(file.path)) as source:
-            reader = pa.ipc.open_file(source.read_buffer())
-        rows = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for row in rows:
-            row.validate(full=True)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ShardCorrupt(file.path, file.id, None, None, "a readable Arrow file", error) from error
-    if [r.num_rows for r in rows] != [1] * file.rows:
-        raise ShardCorrupt(file.path, file.id, None, None, f"{file.rows} rows", f"{len(rows)} batches")
-    return rows
