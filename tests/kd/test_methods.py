@@ -16,7 +16,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.methods import clsd, cwd, fitnet, hkd, icd, mgd, mkd, pkd, scalekd
+from kd.methods import clsd, cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -33,6 +33,7 @@ SYMMETRIC: dict[str, MethodConfig] = {
     "mgd": mgd.Config(share=0.0, layers=0),
     "mkd": mkd.Config(zeta=0.0),
     "icd": icd.Config(values="shared"),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
 }
 # What a method cannot be without: a classifier's weights.
 USUAL: dict[str, Callable[[], MethodConfig]] = {
@@ -162,8 +163,9 @@ def test_only_declared_taps_are_read(module: ModuleType) -> None:
 def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str, boxes: str) -> None:
     """So a cache of the stored positions gives what the live teacher gives, whatever stands in place of the rest."""
     method, batch, student, teacher = build(METHODS[name]), odd_batch(boxes), fake.taps(2, 1), fake.taps(2, 2)
-    kept = [mask[:, None] for mask in foreground_cells(batch.boxes, batch.geometry.canvas, fake.STRIDES)]
-    stored = Taps(None, tuple(torch.where(k, x, torch.nan) for k, x in zip(kept, teacher.pyramid, strict=True)))
+    kept = foreground_cells(batch.boxes, fake.CANVAS, fake.STRIDES, METHODS[name].Config().reads_within)
+    pairs = zip(kept, teacher.pyramid, strict=True)
+    stored = Taps(None, tuple(torch.where(held[:, None], x, torch.nan) for held, x in pairs))
     assert boxes == "all" or any(x.isnan().any() for x in stored.pyramid)
     live, cached = fake.run(method, student, teacher, batch), fake.run(method, student, stored, batch)
     assert cached == live
