@@ -24,6 +24,8 @@ from tests.kd.detecting import detector as tiny
 
 METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
+TAUGHT = {name: module for name, module in METHODS.items() if module.Config().taught}
+every_taught_method = pytest.mark.parametrize("module", TAUGHT.values(), ids=TAUGHT.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
 # A generator restores what was masked, and errs.
@@ -111,7 +113,7 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
     assert dead == []
 
 
-@every_method
+@every_taught_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
     config = SYMMETRIC.get(short_name(module))
@@ -221,7 +223,7 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
-@every_method
+@every_taught_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
     method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
@@ -242,7 +244,7 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
     assert list(build(module, teacher=fake.wider()).parameters(recurse=False)) == []
 
 
-@every_method
+@every_taught_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
