@@ -14,7 +14,6 @@ import torch
 from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
-from data_sharding.cache_key import CacheKey, library_versions
 from data_sharding.loader import order_of
 from data_sharding.order import Order
 from data_sharding.record import Category
@@ -30,9 +29,6 @@ from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
 from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
-
-TEACHER_BATCH = 8
-"""Images per forward that fills a cache: part of the cache's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +77,8 @@ def open_val(config: RunConfig) -> Split:
 
 def build_order(config: RunConfig, train: Split) -> Order:
     """The sequence of global batches, whatever the number of workers."""
-    return order_of(
-        train.dataset,
-        train.views,
-        seed=config.seed,
-        batch=config.optim.batch,
-        window=config.order.window,
-        lanes=config.order.lanes,
-    )
+    window, lanes = config.order.window, config.order.lanes
+    return order_of(train.dataset, train.views, seed=config.seed, batch=config.optim.batch, window=window, lanes=lanes)
 
 
 def build_student(config: RunConfig, num_classes: int) -> Detector:
@@ -150,6 +140,11 @@ def reads_of(config: RunConfig) -> frozenset[str]:
     return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
 
 
+def stored_of(config: RunConfig, teacher: TeacherConfig) -> frozenset[str]:
+    """The taps that this teacher's cache holds."""
+    return reads_of(config) | frozenset(teacher.stores)
+
+
 def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
     """The teacher itself, answering on the student's grid."""
     settings = teacher.config
@@ -161,41 +156,6 @@ def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str])
         reads=reads,
         precision=settings.precision,
     )
-
-
-def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
-    """Everything that decides the bytes of this teacher's cache."""
-    shapes, reads = aligned_shapes(teacher.detector.shapes, student), reads_of(config)
-    taps = ["c5"] if "c5" in reads else []
-    channels = [shapes.c5_channels] if "c5" in reads else []
-    strides = [shapes.c5_stride] if "c5" in reads else []
-    if "pyramid" in reads:
-        taps += [f"p{stride.bit_length() - 1}" for stride in shapes.strides]
-        channels += [shapes.pyramid_channels] * len(shapes.strides)
-        strides += list(shapes.strides)
-    return CacheKey(
-        dataset_uid=train.dataset.uid,
-        views_uid=train.views.uid,
-        teacher=teacher.config.name,
-        weights_sha256=teacher.sha256,
-        mean=tuple(teacher.detector.mean.tolist()),
-        std=tuple(teacher.detector.std.tolist()),
-        factor=teacher.config.factor,
-        align=teacher.config.align,
-        taps=tuple(taps),
-        channels=tuple(channels),
-        strides=tuple(strides),
-        canvases=tuple(train.views.buckets),
-        codec=teacher.config.codec,
-        compute_dtype={"fp32": "float32", "bf16": "bfloat16"}[teacher.config.precision],
-        batch=TEACHER_BATCH,
-        versions=library_versions(),
-    )
-
-
-def cache_folder(config: RunConfig, key: CacheKey) -> Path:
-    """Where this key's cache is, shared by all runs in this storage."""
-    return Path(config.storage) / "caches" / f"{key.teacher}-{key.uid[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)

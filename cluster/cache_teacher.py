@@ -28,10 +28,10 @@ def act(config: "RunConfig") -> None:
         {
             "teacher": name,
             "taps": ", ".join(cache.key.taps),
-            "codec": cache.key.codec,
+            "codec": ", ".join(cache.key.codecs),
             "MB": cache.bytes / 1e6,
             "seconds": cache.seconds,
-            "folder": str(cache.folder),
+            "place": str(cache.place),
         }
         for name, cache in filled.items()
     ]

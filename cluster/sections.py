@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_sharding.remote import Remote
 from kd.slicing import SliceConfig
+
+CodecName = Literal[
+    "fp16", "fp32", "int8", "int8_channel", "int8_position", "sparse", "sparse_channel", "sparse_position"
+]
+TapName = Literal["c5", "p2", "p3", "p4", "p5", "p6", "p7"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +34,14 @@ class TeacherConfig:
     """Multiplies all that is learnt from this teacher."""
     cache: bool = True
     """Read the taps from the cache on disk; false: run the teacher in every step."""
-    codec: Literal["fp16", "fp32"] = "fp16"
-    """How the cache stores the taps."""
+    codec: CodecName = "fp16"
+    """How the cache stores the taps: fp16 or fp32 numbers; int8, half of fp16; or sparse, int8 of the positions inside
+    slightly enlarged boxes alone, a few percent, for methods that read no others. `..._channel` and `..._position` say
+    what has a scale of its own; without: the one that errs less on this teacher, measured before anything is stored."""
+    tap_codecs: dict[TapName, CodecName] = field(default_factory=dict)
+    """Taps that are stored in another way: `{c5: fp16}`."""
+    stores: tuple[Literal["c5", "pyramid"], ...] = ()
+    """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
@@ -126,6 +138,16 @@ class ResourcesConfig:
     """Restarts after lost workers before the run gives up."""
     checksums: Literal["first", "always", "never"] = "first"
     """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
+    caches: str | None = None
+    """Where teacher caches are: a folder that all machines share, or a URL (s3://bucket/caches, file:///slow/folder)
+    whose shards each machine copies before it needs them. Keys and endpoints are the environment's. null: below
+    `storage`."""
+    staging: Path | None = None
+    """The folder on each machine's own disk for copies of caches behind a URL; null: among its temporary files."""
+    staging_gb: float = 50.0
+    """What the copies of all workers of a machine may take, in 10^9 bytes; the least recently used make room."""
+    staging_ahead: int = 4
+    """Shards that each worker has copied before their first use."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
@@ -133,3 +155,9 @@ class ResourcesConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
+        if self.staging_gb <= 0 or self.staging_ahead < 0:
+            raise ValueError(
+                f"staging_gb must be > 0 and staging_ahead >= 0, got {self.staging_gb} and {self.staging_ahead}"
+            )
+        if self.caches is not None and "://" in self.caches:
+            Remote(self.caches)  # refuses one that holds a secret

@@ -7,6 +7,8 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_key
+from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
 from data_sharding.teacher_cache import TeacherCache
 from kd.detectors.base import Shapes
@@ -38,8 +40,13 @@ def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torc
     caches: dict[str, TeacherCache] = {}
     for name, teacher in loaded.items():
         if teacher.config.cache:
-            key = build.cache_key(config, teacher, student, train)
-            caches[name] = TeacherCache.open(build.cache_folder(config, key), key, verify=config.resources.checksums)
+            key = cache_key(config, teacher, student, train)
+            caches[name] = TeacherCache.open(
+                cache_place(config, key),
+                key,
+                verify=config.resources.checksums,
+                staging=staging_of(config),
+            )
             teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, student))
         else:
             teacher.detector.to(device)

@@ -12,13 +12,15 @@ import xxhash
 
 from data_sharding import shards
 from data_sharding.cache_key import CacheKey
-from data_sharding.codecs import Encoded, codec
+from data_sharding.codecs import Encoded, row_bytes
 
 
 class ShardCorrupt(shards.ShardCorrupt):
     """A shard does not hold what was written to it. Nothing is replaced: the run stops and says where."""
 
-    def __init__(self, path: Path, shard: str, row: int | None, key: object, expected: object, got: object) -> None:
+    def __init__(
+        self, path: Path | str, shard: str, row: int | None, key: object, expected: object, got: object
+    ) -> None:
         self.path, self.shard, self.row, self.key, self.expected, self.got = path, shard, row, key, expected, got
         where = "" if row is None else f", row {row}, (image id, view) {key}"
         super().__init__(
@@ -70,7 +72,11 @@ def schema(key: CacheKey) -> pa.Schema:
             ("feat", pa.large_binary()),
             ("pixels", pa.binary()),
         ],
-        metadata={"minnow.cache_format": str(key.format), "minnow.cache_uid": key.uid, "minnow.codec": key.codec},
+        metadata={
+            "minnow.cache_format": str(key.format),
+            "minnow.cache_uid": key.uid,
+            "minnow.codecs": ",".join(key.codecs),
+        },
     )
 
 
@@ -99,8 +105,8 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> tuple[CachedSample, int]:
     """
     image_id, view, canvas, npos, checksum, scale, mask = (batch.column(i)[0].as_py() for i in range(7))
     feat = _only_value(batch.column(7))
-    row_bytes = [codec(key.codec).row_bytes(c) for c in key.channels]
-    ends = [0, *accumulate(n * b for n, b in zip(npos, row_bytes, strict=True))]
+    width = map(row_bytes, key.coding, key.channels)
+    ends = [0, *accumulate(n * b for n, b in zip(npos, width, strict=True))]
     if min(npos) < 0 or ends[-1] != len(feat):
         raise ValueError(f"{npos} positions need {ends[-1]} bytes, the payload has {len(feat)}")
     taps = tuple(

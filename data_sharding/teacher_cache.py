@@ -1,27 +1,29 @@
 """Reads what a teacher saw, stored by `cache_writer`, and never returns anything else.
 
-Maps come back in the type that the cache stores (fp16 or fp32), so that half the bytes travel to the training device;
-code there converts them with `.float()` or `.to(dtype)`.
+Taps come back as they are stored (`StoredTaps`), all rows of a batch side by side, so that few bytes travel to the
+training device; `StoredTaps.decode` makes maps of them there.
 """
 
-import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-import xxhash
 from torch import Tensor
 
-from data_sharding.batch import Taps
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json, library_versions
+from data_sharding.batch import StoredTaps
+from data_sharding.cache_key import COMMAND, CacheKey, library_versions
 from data_sharding.cache_mapping import MappedShards, ShardFile
+from data_sharding.cache_opening import open_shelf, read_index, read_manifest
 from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
-from data_sharding.cache_writer import CacheIncomplete
-from data_sharding.codecs import codec
+from data_sharding.codecs import StoredTap, stack
+from data_sharding.remote import is_url, place_of
 from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
+from data_sharding.staged_shards import StagedShards
+from data_sharding.staging import Staging
 
 Verify = Literal["first", "always", "never"]
 
@@ -29,24 +31,42 @@ Verify = Literal["first", "always", "never"]
 class TeacherCache:
     """A finished cache. Safe to read from several threads; each process opens its own."""
 
-    def __init__(self, folder: Path, key: CacheKey, manifest: dict[str, Any], verify: Verify, open_shards: int) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        key: CacheKey,
+        manifest: dict[str, Any],
+        verify: Verify,
+        open_shards: int,
+        staging: Staging | None,
+    ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
-        self.codec = codec(key.codec)
-        files = [
-            ShardFile(folder / s["name"], s["id"], s["rows"], s["bytes"], s["xxh3_128"]) for s in manifest["shards"]
+        self.staging = staging
+        names = [s["name"] for s in manifest["shards"]]
+        self.files = [
+            ShardFile(place_of(folder, s["name"]), s["id"], s["rows"], s["bytes"], s["xxh3_128"])
+            for s in manifest["shards"]
         ]
-        for file in files:
-            file.require_size()
-        self.shards = MappedShards(files, limit=open_shards)
-        self._index = _read_index(folder / "index.arrow", manifest["index"])
+        self.shelf = open_shelf(folder, names, self.files, staging)
+        self.shards = MappedShards(self.shelf, limit=open_shards)
+        self._healing = threading.Lock()
+        self._index = read_index(folder, manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
         self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
 
     @classmethod
-    def open(cls, folder: Path, key: CacheKey, *, verify: Verify = "first", open_shards: int = 1024) -> "TeacherCache":
-        """Open a finished cache that was made with exactly `key`.
+    def open(
+        cls,
+        folder: Path | str,
+        key: CacheKey,
+        *,
+        verify: Verify = "first",
+        open_shards: int = 1024,
+        staging: Staging | None = None,
+    ) -> "TeacherCache":
+        """Open a finished cache that was made with exactly `key`, in a folder or, with `staging`, behind a URL.
 
         `verify`: check a sample's bytes on its first read in this process, on every read, or never. `open_shards`
         files stay mapped.
@@ -56,11 +76,13 @@ class TeacherCache:
         """
         if verify not in ("first", "always", "never"):
             raise ValueError(f"verify must be first, always or never, got {verify!r}")
-        return cls(folder, key, _read_manifest(folder, key), verify, open_shards)
+        if is_url(folder) and staging is None:
+            raise ValueError(f"{folder} is read through copies on this machine: give `staging` a folder and a limit")
+        return cls(folder, key, read_manifest(folder, key), verify, open_shards, staging)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         """Another process opens the same folder by itself: mappings do not travel."""
-        return _reopen, (self.folder, self.key, self.verify, self.shards.limit)
+        return _reopen, (self.folder, self.key, self.verify, self.shards.limit, self.staging)
 
     def __len__(self) -> int:
         """The number of samples: images times views."""
@@ -68,8 +90,8 @@ class TeacherCache:
 
     def read(
         self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
-    ) -> Taps:
-        """The taps of image positions[i] in view views[i], each (B, C, h, w) with channels last in memory, on the CPU.
+    ) -> StoredTaps:
+        """The taps of image positions[i] in view views[i], encoded, on the CPU (`pin`: in page-locked memory).
 
         All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written.
         """
@@ -78,7 +100,7 @@ class TeacherCache:
         if len(canvases) != 1:
             raise ValueError(f"a batch must have one canvas, these {len(samples)} samples have {sorted(canvases)}")
         sizes = self.layout.sizes(next(iter(canvases)))
-        return self.layout.join(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
+        return self.layout.stored(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
 
     def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
@@ -100,31 +122,64 @@ class TeacherCache:
 
     def verify_files(self) -> None:
         """Read every shard whole and compare it with its hash, as after copying a cache."""
-        for file in self.shards.files:
-            file.require_content()
+        for shard in range(len(self.files)):
+            self.shelf.take(shard).require_content()
+            self.shelf.put_back(shard)
+
+    def shards_of(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """The number of the shard that holds each sample, in the shape of the arguments."""
+        return self._index["shard"][self._line[views, positions]]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon, the first one first: fetch them, where they lie elsewhere."""
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.expect(shards)
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all other shards, until they are read again."""
+        self.shards.keep(set(shards))
 
     def close(self) -> None:
-        """Let go of the mapped files."""
+        """Let go of the mapped files, and end what fetches them."""
         self.shards.close()
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.close()
 
-    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> Tensor:
-        (height, width), channels = size, self.layout.channels[level]
-        out = torch.empty(len(samples), height * width, channels, dtype=self.codec.dtype, pin_memory=pin)
-        for sample, rows in zip(samples, out, strict=True):
-            self.codec.decode_into(sample.taps[level], rows, level=self.layout.names[level])
-        return out.view(len(samples), height, width, channels).permute(0, 3, 1, 2)
+    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> StoredTap:
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, pin_memory=pin)
+
+        shape, name = (self.layout.channels[level], *size), self.layout.names[level]
+        taps = [sample.taps[level] for sample in samples]
+        return stack(self.key.coding[level], taps, shape, level=name, allocate=allocate)
 
     def _sample(self, position: int, view: int) -> CachedSample:
+        """One sample. A damaged copy of a file that lies elsewhere is fetched again, once."""
+        line = self._line_of(position, view)
+        try:
+            return self._read(line)
+        except ShardCorrupt:
+            with self._healing:
+                try:
+                    return self._read(line)  # another thread may have fetched it meanwhile
+                except ShardCorrupt:
+                    if not self.shards.renew(int(self._index["shard"][line])):
+                        raise
+                    return self._read(line)
+
+    def _line_of(self, position: int, view: int) -> int:
         known = 0 <= view < self._line.shape[0] and 0 <= position < self._line.shape[1]
         if not known or self._line[view, position] < 0:
             raise IndexError(
                 f"{self.folder} has no image {position} in view {view}; it holds {self._line.shape[1]} images "
                 f"in {self._line.shape[0]} view(s)"
             )
-        line = int(self._line[view, position])
+        return int(self._line[view, position])
+
+    def _read(self, line: int) -> CachedSample:
         shard, row = int(self._index["shard"][line]), int(self._index["row"][line])
-        key = (int(self._index["image_id"][line]), view)
-        file = self.shards.files[shard]
+        key = (int(self._index["image_id"][line]), int(self._index["view"][line]))
+        file = self.files[shard]
         try:
             sample, stored = read_row(self.shards.row(shard, row), self.key)
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
@@ -140,36 +195,7 @@ class TeacherCache:
         return sample
 
 
-def _reopen(folder: Path, key: CacheKey, verify: Verify, open_shards: int) -> TeacherCache:
-    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards)
-
-
-def _read_manifest(folder: Path, key: CacheKey) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        written = len(list((folder / "receipts").glob("*.json")))
-        raise CacheIncomplete(
-            f"{folder} holds no finished teacher cache ({written} shards are written); run `{COMMAND}` to fill it"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        stated = manifest.pop("xxh3_128")
-        found = xxhash.xxh3_128(canonical_json(manifest)).hexdigest()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ShardCorrupt(path, "manifest", None, None, "a readable manifest", error) from error
-    if stated != found:
-        raise ShardCorrupt(path, "manifest", None, None, f"xxh3_128 {stated}", found)
-    key.require_same(folder, manifest["key"])
-    return manifest
-
-
-def _read_index(path: Path, stated: dict[str, Any]) -> dict[str, np.ndarray]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardCorrupt(path, "index", None, None, "a readable index", error) from error
-    found = xxhash.xxh3_128(content).hexdigest()
-    if found != stated["xxh3_128"]:
-        raise ShardCorrupt(path, "index", None, None, f"xxh3_128 {stated['xxh3_128']}", found)
-    table = pa.ipc.open_file(content).read_all()
-    return {name: table[name].to_numpy() for name in table.column_names}
+def _reopen(
+    folder: Path | str, key: CacheKey, verify: Verify, open_shards: int, staging: Staging | None
+) -> TeacherCache:
+    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards, staging=staging)

@@ -149,7 +149,7 @@ def test_a_student_that_equals_the_instructive_pyramid_has_no_loss_and_one_cell_
 
 
 def prepared(**settings: Any) -> tuple[Distiller, dict[str, AssistantTrainer], Batch]:
-    student, config = runs.detector(0), Config(**{"start": 0.0, "freeze": 0.0} | settings)
+    student, config = runs.detector(0), Config(start=0.0, freeze=0.0, **settings)
     pair = Pair(student=student.shapes, teacher=student.shapes)
     lesson = Lesson(name="lgd", teacher=None, config=config)
     distiller = Distiller(student, {"lgd": (lesson, Loss(config, pair))})
