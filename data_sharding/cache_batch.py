@@ -103,7 +103,7 @@ class BatchCopy:
         at = 0
         for begins in starts:
             length = begins[1] - begins[0]
-            self._memory[begins[0] : begins[-1]].reshape(-1, length or 1)[:] = table[:, at : at + length]
+            self._memory[begins[0] : begins[-1]].reshape(len(table), length)[:] = table[:, at : at + length]
             at += length
 
     def _tap(self, number: int, typed: dict[torch.dtype, Tensor]) -> StoredTap:
