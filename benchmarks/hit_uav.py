@@ -40,7 +40,7 @@ def main() -> None:
     if options.show:
         show(store)
         return
-    setup = _setup(preset, options)
+    setup = setup_of(preset, options)
     ensure_teacher(setup, preset, store)
     for method, seed in rounds(preset, options.seeds):
         told = fingerprint(names.methods.get(method))
@@ -53,9 +53,9 @@ def main() -> None:
         ):
             print(f"stopped before {method}, seed {seed}: no time left for it; the same command goes on with it")
             break
-        row = _row(train(of_row(setup, preset, store, method, seed)), method, seed)
+        row = row_of(train(of_row(setup, preset, store, method, seed)), method, seed)
         store.add(row | {"settings": told})
-        print(_told(row), flush=True)
+        print(as_line(row), flush=True)
     show(store)
 
 
@@ -76,8 +76,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _setup(preset: Preset, options: argparse.Namespace) -> Setup:
-    """The plain student."""
+def setup_of(preset: Preset, options: argparse.Namespace) -> Setup:
+    """The plain student; `options`: data, storage, size."""
 
     def split(name: str) -> coco.Split:
         folder = options.data
@@ -145,7 +145,8 @@ def of_row(setup: Setup, preset: Preset, store: Store, method: str, seed: int) -
     return replace(setup, seed=seed, optim=replace(setup.optim, steps=max(1, round(setup.optim.steps * longer))))
 
 
-def _row(run: Run, method: str, seed: int) -> dict[str, Any]:
+def row_of(run: Run, method: str, seed: int) -> dict[str, Any]:
+    """What is stored of a run."""
     numbers = {name: round(value, 3) for name, value in run.metrics.items()}
     return {
         "method": method,
@@ -165,7 +166,8 @@ def _fits(store: Store, method: str, minutes_left: float) -> bool:
     return minutes_left > 1.2 * max(same, default=0.0) / 60
 
 
-def _told(row: dict[str, Any]) -> str:
+def as_line(row: dict[str, Any]) -> str:
+    """A row as a line."""
     shares = ", ".join(f"{name} {value:.1%}" for name, value in row["shares"].items())
     return (
         f"{row['method']:17} seed {row['seed']}  AP {row['AP']:5.2f}  AP_small {row['AP_small']:5.2f}  "

@@ -1,34 +1,8 @@
 """Tables of runs that were made in pairs: the same views and seeds, once with and once without a method."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % t-interval of the mean of paired differences; None for fewer than two of them.
-
-    Raises ValueError for more than ten.
-    """
-    count = len(differences)
-    if count < 2:
-        return None
-    if count - 1 > len(T_QUANTILES):
-        raise ValueError(f"t quantiles are known for up to {len(T_QUANTILES) + 1} pairs, got {count}")
-    mean = sum(differences) / count
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1))
-    half = T_QUANTILES[count - 2] * deviation / math.sqrt(count)
-    return mean - half, mean + half
-
-
-def verdict(differences: Sequence[float]) -> str:
-    """`better` or `worse` where the interval excludes zero, `no difference` where it does not."""
-    found = interval(differences)
-    if found is None:
-        return "one pair says nothing" if differences else "no pair"
-    return "better" if found[0] > 0 else "worse" if found[1] < 0 else "no difference"
+from kd.evaluation.paired import interval, verdict
 
 
 def table(scores: Mapping[str, Mapping[int, Mapping[str, float]]], base: str, columns: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ from kd.detectors.base import Detections, Detector, Shapes
 from kd.distiller import Distiller, Lesson
 from kd.engine import PlainEngine, Precision
 from kd.evaluation import coco
+from kd.evaluation.truth import GroundTruth
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.optimise import Ema, OptimConfig
 from kd.plugins import plugin
@@ -140,8 +141,10 @@ def build_detector(setup: Setup, categories: tuple[Category, ...]) -> Detector:
     return detector.to(torch.device(setup.device), memory_format=torch.channels_last)
 
 
-def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | None = None) -> Run:
-    """Train `setup.detector` and evaluate it on the split `val`."""
+def train(
+    setup: Setup, progress: Progress | None = None, evaluate_every: int | None = None, evaluated: bool = True
+) -> Run:
+    """Train `setup.detector` and evaluate it on the split `val`, unless asked not to."""
     train_split, device = open_split(setup, "train", setup.views), torch.device(setup.device)
     student = build_detector(setup, train_split.dataset.categories).train()
     teacher, caches, lessons, assistants = taught(setup, train_split, student.shapes)
@@ -173,7 +176,7 @@ def train(setup: Setup, progress: Progress | None = None, evaluate_every: int | 
                 progress(done, history[-1])
     if ema is not None:
         student.load_state_dict(ema.state_dict())
-    metrics = evaluate(student, setup, factor=setup.factor)
+    metrics = evaluate(student, setup, factor=setup.factor) if evaluated else {}
     return Run(detector=student, metrics=metrics, seconds=spent, cpu_seconds=cpu, history=history)
 
 
@@ -182,7 +185,7 @@ def evaluate(detector: Detector, setup: Setup, factor: int = 1) -> dict[str, flo
     """COCO's numbers in 0..100 of `detector`, left in eval mode, at `factor` times the evaluation's resolution."""
     split, device = open_split(setup, "val", setup.evaluation_views), torch.device(setup.device)
     dataset, detector = split.dataset, detector.to(device).eval()
-    truth = coco.GroundTruth.from_records((dataset.record(i) for i in range(len(dataset))), dataset.categories)
+    truth = GroundTruth.from_records((dataset.record(i) for i in range(len(dataset))), dataset.categories)
     sizes = dict(zip(dataset.image_ids.tolist(), zip(dataset.heights, dataset.widths, strict=True), strict=True))
     found: dict[int, Detections] = {}
     batches = evaluation_batches(

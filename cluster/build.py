@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
-from kd.teacher import LiveTeacher, aligned_shapes, all_reads
+from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,8 @@ def open_val(config: RunConfig) -> Split:
 
 def build_order(config: RunConfig, train: Split) -> Order:
     """The sequence of global batches, whatever the number of workers."""
-    return order_of(
-        train.dataset,
-        train.views,
-        seed=config.seed,
-        batch=config.optim.batch,
-        window=config.order.window,
-        lanes=config.order.lanes,
-    )
+    window, lanes = config.order.window, config.order.lanes
+    return order_of(train.dataset, train.views, seed=config.seed, batch=config.optim.batch, window=window, lanes=lanes)
 
 
 def build_student(config: RunConfig, num_classes: int) -> Detector:
@@ -146,6 +140,11 @@ def reads_of(config: RunConfig) -> frozenset[str]:
     return all_reads([plugin("kd.methods", name).Loss.reads for name in config.distill])
 
 
+def stored_of(config: RunConfig, teacher: TeacherConfig) -> frozenset[str]:
+    """The taps that this teacher's cache holds."""
+    return reads_of(config) | frozenset(teacher.stores)
+
+
 def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
     """The teacher itself, answering on the student's grid."""
     settings = teacher.config
@@ -170,28 +169,43 @@ class Taught:
 def build_lessons(
     config: RunConfig, student: Shapes, teachers: Mapping[str, LoadedTeacher], world: World, device: torch.device
 ) -> Taught:
-    """Every method with every teacher, each with its own adapters and, where it has one, its own assistant."""
+    """Every method with every teacher, or alone where it needs none, each with its own adapters and, where it has one,
+    its own assistant."""
     lessons: dict[str, tuple[Lesson, Method]] = {}
     assistants: dict[str, AssistantTrainer] = {}
-    for teacher in teachers.values():
+    for lesson in lessons_of(config, tuple(teachers)):
+        teacher = None if lesson.teacher is None else teachers[lesson.teacher]
         pair = Pair(
             student=student,
-            teacher=aligned_shapes(teacher.detector.shapes, student),
+            teacher=student if teacher is None else aligned_shapes(teacher.detector.shapes, student),
             world=world,
             accumulate=config.optim.accumulate,
             detector=partial(_new_student, config, student.num_classes),
         )
-        for method, settings in config.distill.items():
-            name = method if len(teachers) == 1 else f"{teacher.config.name}/{method}"
-            module = plugin("kd.methods", method)
-            with _own_randomness(config.seed, f"method {name}"):
-                loss = module.Loss(settings, pair)
-            lesson = Lesson(name=name, teacher=teacher.config.name, config=settings, weight=teacher.config.weight)
-            lessons[name] = (lesson, loss)
-            if _has_assistant(module, settings):
-                with _own_randomness(config.seed, f"assistant {name}"):
-                    assistants[name] = AssistantTrainer(module.Assistant(settings, pair).to(device), world)
+        module, name = plugin("kd.methods", lesson.name.rpartition("/")[2]), lesson.name
+        with _own_randomness(config.seed, f"method {name}"):
+            loss = module.Loss(lesson.config, pair)
+        if teacher is not None and loss.needs_head:
+            lesson = replace(lesson, head=TeacherHead(teacher.detector, student, teacher.config, device))
+        lessons[name] = (lesson, loss)
+        if _has_assistant(module, lesson.config):
+            with _own_randomness(config.seed, f"assistant {name}"):
+                assistants[name] = AssistantTrainer(module.Assistant(lesson.config, pair).to(device), world)
     return Taught(lessons=lessons, assistants=assistants)
+
+
+def lessons_of(config: RunConfig, teachers: Sequence[str]) -> list[Lesson]:
+    """The lessons of a run with these of the recipe's teachers: method by method of every teacher, then the methods
+    that need none."""
+    weights = {teacher.name: teacher.weight for teacher in config.teachers}
+    taught = [
+        Lesson(name=m if len(teachers) == 1 else f"{t}/{m}", teacher=t, config=settings, weight=weights[t])
+        for t in teachers
+        for m, settings in config.distill.items()
+        if settings.taught
+    ]
+    alone = [Lesson(name=m, teacher=None, config=s) for m, s in config.distill.items() if not s.taught]
+    return taught + alone
 
 
 def _has_assistant(module: object, settings: MethodConfig) -> bool:

@@ -18,6 +18,7 @@ from data_sharding.cache_key import CacheKey, canonical_json, library_versions
 from data_sharding.codecs import codec
 from data_sharding.codecs_choice import Errors, candidates, chosen, compared, is_open
 from data_sharding.files import write_atomically
+from data_sharding.remote import is_url
 from kd.detectors.base import Shapes
 from kd.teacher import aligned_shapes
 
@@ -51,7 +52,7 @@ def settled_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, trai
     largest, asked = largest_key(config, teacher, student, train)
     told: list[str] = []
     if is_open(asked) and not choice_path(config, largest, asked).exists():
-        live = build.live_teacher(teacher, student, build.reads_of(config))
+        live = build.live_teacher(teacher, student, build.stored_of(config, teacher.config))
         with Assembled(train, teacher.config.factor) as assembled:
             errors = compared(
                 largest, asked, train.dataset, train.views, lambda at, view: live(assembled.batch(at, view))
@@ -69,7 +70,8 @@ def largest_key(
 ) -> tuple[CacheKey, tuple[str, ...]]:
     """The key with the largest codec wherever the choice is open, for estimates; and the codecs that the recipe asks
     for, in its own words. ConfigError for a tap that is not stored."""
-    shapes, reads, settings = aligned_shapes(teacher.detector.shapes, student), build.reads_of(config), teacher.config
+    settings, shapes = teacher.config, aligned_shapes(teacher.detector.shapes, student)
+    reads = build.stored_of(config, settings)
     levels = [(f"p{s.bit_length() - 1}", shapes.pyramid_channels, s) for s in shapes.strides]
     stored = [("c5", shapes.c5_channels, shapes.c5_stride)] if "c5" in reads else []
     taps, channels, strides = zip(*(stored + (levels if "pyramid" in reads else [])), strict=True)
@@ -103,8 +105,10 @@ def largest_key(
 
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Path:
-    """Where this key's cache is, shared by all runs in this storage."""
-    return Path(config.storage) / "caches" / f"{key.teacher}-{key.uid[:12]}"
+    """The folder that this key's cache is written to: the one that it is read from, unless that is a URL."""
+    caches = config.resources.caches
+    below = Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
+    return below / f"{key.teacher}-{key.uid[:12]}"
 
 
 def choice_path(config: RunConfig, largest: CacheKey, asked: tuple[str, ...]) -> Path:

@@ -18,7 +18,7 @@ def act(config: "RunConfig") -> None:
     from cluster.packing import pack_splits
     from cluster.terminal import table
 
-    if not any(teacher.cache for teacher in config.teachers) or not config.distill:
+    if not any(teacher.cache for teacher in config.teachers) or not config.taught:
         raise ConfigError("nothing to cache: the recipe has no method, or no teacher with cache=true")
     pack_splits(config)
     with ray_started():
@@ -31,7 +31,7 @@ def act(config: "RunConfig") -> None:
             "codec": ", ".join(cache.key.codecs),
             "MB": cache.bytes / 1e6,
             "seconds": cache.seconds,
-            "folder": str(cache.folder),
+            "place": str(cache.place),
         }
         for name, cache in filled.items()
     ]

@@ -11,26 +11,33 @@ import numpy as np
 import torch
 
 from cluster import build
+from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
 from cluster.cache_keys import cache_folder, cache_key, settled_key
+from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
 from cluster.terminal import progress
-from data_sharding.batch import Taps
 from data_sharding.cache_cost import require_space
 from data_sharding.cache_key import CacheKey
+from data_sharding.cache_opening import MANIFEST
 from data_sharding.cache_plan import estimate_bytes
-from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.cache_writer import CacheWriter
+from data_sharding.publish import publish
+from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Detector
+
+SHARDS_PER_CALL = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
     """A cache that is ready."""
 
-    folder: Path
+    place: Path | str
+    """A folder, or a URL."""
     key: CacheKey
     bytes: int
     seconds: float
@@ -39,7 +46,7 @@ class Filled:
 
 def fill_caches(config: RunConfig) -> dict[str, Filled]:
     """Fill or complete the cache of every cached teacher. Ray must be started."""
-    if not config.distill:
+    if not config.taught:
         return {}
     train = build.open_train(config)
     student = build.build_student(config, len(train.dataset.categories))
@@ -54,18 +61,28 @@ def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: S
     key, compared = settled_key(config, teacher, student.shapes, train)
     if compared:
         say(f"codecs of teacher {key.teacher}, by what they err on its taps: {'; '.join(compared)}")
-    folder = cache_folder(config, key)
-    if (folder / "manifest.json").exists():
-        return Filled(folder=folder, key=key, bytes=_size(folder), seconds=0.0)
+    folder, place = cache_folder(config, key), cache_place(config, key)
+    if is_finished(config, key):
+        return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
+    began = time.perf_counter()
+    if not (folder / MANIFEST).exists():
+        _write(config, key, teacher, student, train, folder)
+    if is_url(place):
+        with progress(f"upload cache {key.teacher}") as report:
+            publish(folder, Remote(str(place)), report)
+    return Filled(place=place, key=key, bytes=_size(place), seconds=time.perf_counter() - began)
+
+
+def _write(
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path
+) -> None:
     writer = CacheWriter(folder, key, train.dataset, train.views)
     pending = [number for number, shard in enumerate(writer.shards) if writer.receipt(shard) is None]
     if len(pending) == len(writer.shards):
         _announce(config, key, teacher, student, train, folder)
-    began = time.perf_counter()
     if pending:
         _run_writers(config, teacher.config.name, [(n, len(writer.shards[n].positions)) for n in pending])
     writer.finish()
-    return Filled(folder=folder, key=key, bytes=_size(folder), seconds=time.perf_counter() - began)
 
 
 def _announce(
@@ -95,10 +112,13 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
     actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
     actors = max(1, min(actors, len(pending)))
     rows = [{"shard": number, "samples": samples} for number, samples in pending]
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    # Between two calls an actor's teacher waits for the first pixels and the last bytes: few calls, yet enough of
+    # them for the actors to end together and for progress to be seen.
+    each = max(1, min(SHARDS_PER_CALL, len(pending) // (8 * actors)))
+    written = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // each)).map_batches(
         ShardWriter,
         fn_constructor_args=(to_tree(config), teacher),
-        batch_size=1,
+        batch_size=each,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=threads,
         num_gpus=1 if gpu else 0,
@@ -126,23 +146,18 @@ class ShardWriter:
         settings = next(t for t in config.teachers if t.name == teacher)
         loaded = build.load_teacher(settings, categories)
         key = cache_key(config, loaded, student, train)
-        self._device = device
         self._writer = CacheWriter(cache_folder(config, key), key, train.dataset, train.views)
-        self._assembled = Assembled(train, settings.factor)
         loaded.detector.to(device)
-        self._live = build.live_teacher(loaded, student, build.reads_of(config))
+        live = build.live_teacher(loaded, student, build.stored_of(config, settings))
+        assembled = Assembled(train, settings.factor, initializer=give_way)
+        self._ahead = AheadOfWriting(assembled, live, device, config.resources.threads)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for number in rows["shard"]:
-            self._writer.fill(self._writer.shards[int(number)], self._taps_of)
+        self._ahead.fill(self._writer, [self._writer.shards[int(number)] for number in rows["shard"]])
         return rows
 
-    def _taps_of(self, positions: np.ndarray, view: int) -> Seen:
-        batch = self._assembled.batch(positions, view)
-        taps = self._live(batch.to(self._device))
-        c5 = None if taps.c5 is None else taps.c5.cpu()
-        return Seen(Taps(c5, tuple(level.cpu() for level in taps.pyramid)), batch.images)
 
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(place: Path | str) -> int:
+    if is_url(place):
+        return sum(Remote(str(place)).sizes().values())
+    return sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())

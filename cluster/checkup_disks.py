@@ -12,7 +12,8 @@ import psutil
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
-from cluster.cache_keys import cache_folder, cache_key, largest_key
+from cluster.cache_keys import cache_key, largest_key
+from cluster.cache_places import is_finished
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_data import Labels
 from cluster.checkup_machine import cores
@@ -66,7 +67,7 @@ def disk_rows(
     ]
     if bench is not None:
         for teacher in bench.loaded.values():
-            if teacher.config.cache and config.distill:
+            if teacher.config.cache and config.taught:
                 rows.append(_cache_row(config, bench, teacher, sample.train, images["train"]))
     if steps:
         rows.append(_checkpoint_row(config, steps))
@@ -109,7 +110,7 @@ def _is_filled(config: RunConfig, teacher: LoadedTeacher, student: Detector) -> 
         key = cache_key(config, teacher, student.shapes, build.open_train(config))
     except ConfigError:  # its codecs were not compared yet
         return False
-    return (cache_folder(config, key) / MANIFEST).exists()
+    return is_finished(config, key)
 
 
 def _narrower(config: RunConfig, teacher: int) -> str:

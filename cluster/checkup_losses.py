@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
+from cluster import build
 from cluster.checkup import Area, Finding, Verdict
 from cluster.checkup_steps import Bench, Dry, dry_step, terms_with
 from kd.methods.base import MethodConfig
@@ -54,9 +55,8 @@ def judged(share: float, assisted: bool) -> str:
 
 
 def _lessons(bench: Bench) -> list[str]:
-    """The lessons' names, as `build.build_lessons` gives them."""
-    several = len(bench.loaded) > 1
-    return [f"{t}/{m}" if several else m for t in bench.loaded for m in bench.config.distill]
+    """The names of the lessons that can be tried."""
+    return [lesson.name for lesson in build.lessons_of(bench.config, tuple(bench.loaded))]
 
 
 def _step(dry: Dry, name: str | None) -> Finding:

@@ -68,9 +68,14 @@ class RunConfig:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @property
+    def taught(self) -> bool:
+        """Whether any method learns from a teacher: only then teachers are read, gated and cached."""
+        return any(settings.taught for settings in self.distill.values())
+
+    @property
     def micro_batch(self) -> int:
-        """Images per forward and worker."""
-        return self.optim.batch // (self.resources.workers * self.optim.accumulate)
+        """Images per forward and worker, at most: where they cannot share evenly, some have one fewer."""
+        return -(-self.optim.batch // (self.resources.workers * self.optim.accumulate))
 
 
 @cache
@@ -155,7 +160,7 @@ def config_hash(config: RunConfig) -> str:
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` for every setting that may change what is learnt: such a run cannot continue under its name.
 
-    Machines, storage and tracking may change between two starts of a run.
+    Machines, storage, tracking and what a cache holds beside what is read may change between two starts of a run.
     """
     before, after = _lasting(old), _lasting(new)
     keys = [*before, *(key for key in after if key not in before)]
@@ -165,5 +170,5 @@ def difference(old: RunConfig, new: RunConfig) -> list[str]:
 
 def _lasting(config: RunConfig) -> dict[str, str]:
     machines = ("name", "storage", "tracking.", "resources.")
-    params = to_params(config)
+    params = {k: v for k, v in to_params(config).items() if not (k.startswith("teachers.") and k.endswith(".stores"))}
     return {k: v for k, v in params.items() if not k.startswith(machines) or k == "resources.precision"}

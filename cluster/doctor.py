@@ -79,7 +79,7 @@ def _run_through(config: "RunConfig", labels: "Labels", folder: "Path") -> list[
     if config.teachers:
         tell(teachers.area)
     # A lesson of a teacher that cannot be read is told above; the others are tried.
-    known = teachers.loaded if config.distill else {}
+    known = teachers.loaded if config.taught else {}
     try:
         bench = checkup_steps.lay_bench(config, sample, known, device)
     except (ValueError, RuntimeError) as error:

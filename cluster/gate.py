@@ -25,8 +25,8 @@ def require_good_teachers(config: RunConfig) -> dict[str, dict[str, float]]:
     or misses its gate."""
     if config.distill:
         require_fitting_pairs(config, build.open_val(config).dataset.categories)
-    found = {teacher.name: _measured(config, teacher) for teacher in config.teachers if config.distill}
-    for teacher in config.teachers if config.distill else ():
+    found = {teacher.name: _measured(config, teacher) for teacher in config.teachers if config.taught}
+    for teacher in config.teachers if config.taught else ():
         ap = found[teacher.name]
         say(
             f"teacher {teacher.name}: AP {ap['own']:.1f} at {teacher.factor}x, where it teaches (gate "

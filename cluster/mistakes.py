@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch % (resources.workers * optim.accumulate):
+    if optim.batch < resources.workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared evenly by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take a multiple of {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
@@ -58,8 +58,8 @@ def contradictions(config: "RunConfig") -> list[str]:
 
 def _about_teachers(config: "RunConfig") -> list[str]:
     lines: list[str] = []
-    if config.distill and not config.teachers:
-        methods = ", ".join(config.distill)
+    if config.taught and not config.teachers:
+        methods = ", ".join(name for name, settings in config.distill.items() if settings.taught)
         lines.append(f"distill: {methods} needs a teacher; add teachers.0.weights=... or set distill={{}}")
     names = [teacher.name for teacher in config.teachers]
     twice = [name for name, count in Counter(names).items() if count > 1]

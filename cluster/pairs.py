@@ -26,7 +26,7 @@ def require_fitting_pairs(config: RunConfig, categories: tuple[Category, ...]) -
     What remains are levels that cannot be had, and settings that contradict the shapes.
     """
     student = build.build_student(config, len(categories)).eval()
-    for teacher in config.teachers:
+    for teacher in config.teachers if config.taught else ():
         loaded = build.load_teacher(teacher, categories)
         try:
             _try(config, student, loaded)
@@ -35,20 +35,30 @@ def require_fitting_pairs(config: RunConfig, categories: tuple[Category, ...]) -
                 f"teachers: {teacher.name!r} ({_described(loaded.detector_config)}) cannot teach the student "
                 f"({_described(config.student)}) at {teacher.factor}x with {' and '.join(config.distill)}: {error}"
             ) from None
+    try:
+        _try(config, student, None)
+    except (ValueError, RuntimeError) as error:
+        methods = " and ".join(name for name, settings in config.distill.items() if not settings.taught)
+        raise ConfigError(
+            f"distill: {methods} cannot go with the student ({_described(config.student)}): {error}"
+        ) from None
 
 
-def _try(config: RunConfig, student: Detector, loaded: LoadedTeacher) -> None:
-    """Every method's terms, once, as in the middle of its time."""
-    cpu, name = torch.device("cpu"), loaded.config.name
-    taught = build.build_lessons(config, student.shapes, {name: loaded}, World(), cpu)
-    batch = _blank(loaded.config.factor)
-    live = build.live_teacher(loaded, student.shapes, build.reads_of(config))
+def _try(config: RunConfig, student: Detector, loaded: LoadedTeacher | None) -> None:
+    """The terms of every method that learns from this teacher, or from none, once, as in the middle of its time."""
+    loaded_by_name = {} if loaded is None else {loaded.config.name: loaded}
+    taught = build.build_lessons(config, student.shapes, loaded_by_name, World(), torch.device("cpu"))
+    batch = _blank(1 if loaded is None else loaded.config.factor)
+    reads = build.reads_of(config)
+    live = {name: build.live_teacher(teacher, student.shapes, reads) for name, teacher in loaded_by_name.items()}
     for lesson, (settings, method) in taught.lessons.items():
+        if (settings.teacher is None) != (loaded is None):
+            continue
         distiller = Distiller(student, {lesson: (settings, method)}).eval()
         counted = batch.with_totals(global_totals(distiller, [batch], World()))
         assistants = {n: trainer for n, trainer in taught.assistants.items() if n == lesson}
         moment = Moment(progress=(settings.config.start + settings.config.stop) / 2)
-        distiller(counted, {name: live(counted)}, assistants, moment)
+        distiller(counted, {name: look(counted) for name, look in live.items()}, assistants, moment)
 
 
 def _blank(factor: int) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.config import RunConfig, check, to_tree
 from cluster.grammar import ConfigError, overlay
+from data_sharding.remote import is_url
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job manager sets it in the process that it starts for `ray job submit`, and `ray.init` reads it there."""
@@ -35,22 +36,37 @@ def anchored(config: RunConfig) -> RunConfig:
 
     Raises ConfigError for storage that is no folder, and inside a job for every relative path, in one message.
     """
-    if "://" in config.storage:
-        raise ConfigError(f"storage: must be a folder that all machines share, got {config.storage}")
-    relative = {key: path for key, path in _paths(config, "") if not Path(path).is_absolute()}
-    relative_database = _relative_database(config.tracking.uri)
-    if inside_job() and (relative or relative_database):
-        told = [f"{key}={path}" for key, path in relative.items()]
-        told += [f"tracking.uri={config.tracking.uri}"] if relative_database else []
+    if inside_job():
+        require_absolute(config)
+    relative, relative_database = _relative(config)
+    changes = {key: str(Path(path).resolve()) for key, path in relative.items()}
+    if relative_database:
+        changes["tracking.uri"] = SQLITE + str(Path(str(config.tracking.uri).removeprefix(SQLITE)).resolve())
+    return check(overlay(to_tree(config), changes), source=config.name) if changes else config
+
+
+def require_absolute(config: RunConfig) -> None:
+    """Raise ConfigError for every path that would mean something else on another machine, in one message."""
+    relative, relative_database = _relative(config)
+    told = [f"{key}={path}" for key, path in relative.items()]
+    told += [f"tracking.uri={config.tracking.uri}"] if relative_database else []
+    if told:
         raise ConfigError(
             "inside a job every path must be absolute, on storage that all nodes see: the job's own folder holds the "
             f"code alone and is deleted with it. Relative here: {', '.join(told)}; set them, for example "
             "storage=/shared/minnow"
         )
-    changes = {key: str(Path(path).resolve()) for key, path in relative.items()}
-    if relative_database:
-        changes["tracking.uri"] = SQLITE + str(Path(str(config.tracking.uri).removeprefix(SQLITE)).resolve())
-    return check(overlay(to_tree(config), changes), source=config.name) if changes else config
+
+
+def _relative(config: RunConfig) -> tuple[dict[str, str], bool]:
+    """The relative paths by key, and whether the tracking database is one."""
+    if is_url(config.storage):
+        raise ConfigError(
+            f"storage: must be a folder that all machines share, got {config.storage}; teacher caches alone may lie "
+            "behind a URL: resources.caches=URL"
+        )
+    relative = {key: path for key, path in _paths(config, "") if not Path(path).is_absolute()}
+    return relative, _relative_database(config.tracking.uri)
 
 
 def _relative_database(uri: str | None) -> bool:
@@ -58,10 +74,11 @@ def _relative_database(uri: str | None) -> bool:
 
 
 def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every setting that is a path: by its type, and texts named `weights` or `storage`."""
+    """Dotted key and text of every setting that is a path: by its type, and texts named `weights`, `storage` or
+    `caches` that are no URL."""
     if isinstance(node, Path):
         yield key, str(node)
-    elif isinstance(node, str) and key.rpartition(".")[2] in ("weights", "storage"):
+    elif isinstance(node, str) and key.rpartition(".")[2] in ("weights", "storage", "caches") and not is_url(node):
         yield key, node
     for name, value in _members(node):
         yield from _paths(value, f"{key}.{name}" if key else name)

@@ -31,7 +31,7 @@ def measured_break_even(
     count = min(key.batch, len(train.dataset))
     with Assembled(train, teacher.config.factor) as assembled:
         batch = assembled.batch(np.arange(count), 0, same_canvas=True)
-    live = build.live_teacher(teacher, student.shapes, build.reads_of(config))
+    live = build.live_teacher(teacher, student.shapes, build.stored_of(config, teacher.config))
     teacher_seconds = _timed(lambda: live(batch)) / len(batch)
     student_seconds = _timed(lambda: _student_step(student, batch)) / len(batch)
     write, read = _disk_speed(folder)

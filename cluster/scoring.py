@@ -13,8 +13,8 @@ from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
 from kd.deploy import Predictor, network
 from kd.detectors.base import Detections, Detector
-from kd.evaluation import coco
-from kd.evaluation.coco import GroundTruth
+from kd.evaluation import coco, visdrone, voc
+from kd.evaluation.truth import GroundTruth
 from kd.slicing import SliceConfig, sliced, tiles_of
 
 
@@ -68,11 +68,19 @@ def score(
     metrics: object = None
     if world.rank == 0:
         coco.check_complete(merged, truth.image_ids)
-        raw = coco.evaluate(truth, merged, max_dets=config.max_dets, sizes=coco.size_classes(config.areas))
-        metrics = {name: value if value < 0 else 100 * value for name, value in raw.items()}
+        metrics = {k: v if v < 0 else 100 * v for k, v in _numbers(truth, merged, config).items()}
     shared = world.gather(metrics)[0]
     assert isinstance(shared, dict)
     return Score(metrics=shared, detections=merged if world.rank == 0 else {})
+
+
+def _numbers(truth: GroundTruth, found: dict[int, Detections], config: EvaluationConfig) -> dict[str, float]:
+    """COCO's numbers, and those of the data set's own evaluation under its name."""
+    numbers = coco.evaluate(truth, found, max_dets=config.max_dets, sizes=coco.size_classes(config.areas))
+    own = {"visdrone": visdrone.evaluate, "voc": voc.evaluate}
+    for protocol in config.protocols:
+        numbers |= {f"{protocol}_{name}": value for name, value in own[protocol](truth, found).items()}
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_sharding.remote import Remote
 from kd.slicing import SliceConfig
 
 CodecName = Literal[
@@ -39,6 +40,8 @@ class TeacherConfig:
     what has a scale of its own; without: the one that errs less on this teacher, measured before anything is stored."""
     tap_codecs: dict[TapName, CodecName] = field(default_factory=dict)
     """Taps that are stored in another way: `{c5: fp16}`."""
+    stores: tuple[Literal["c5", "pyramid"], ...] = ()
+    """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
@@ -93,6 +96,9 @@ class EvaluationConfig:
     """Detections per image that AR is told for; AP uses the last."""
     areas: tuple[int, ...] = (8, 16, 32)
     """Edges in pixels of the finer size classes: (0, 8], (8, 16], (16, 32], beside COCO's own."""
+    protocols: tuple[Literal["visdrone", "voc"], ...] = ()
+    """Data sets' own numbers beside COCO's: VisDrone's toolkit's (visdrone_AP, visdrone_AR500, ...) and VOC's (voc_AP,
+    voc_AP_2007, both at IoU 0.5)."""
     views: EvaluationViews | None = None
     """null: the training views without crop, flip and jitter, at their largest short side."""
     slices: SliceConfig | None = None
@@ -132,6 +138,16 @@ class ResourcesConfig:
     """Restarts after lost workers before the run gives up."""
     checksums: Literal["first", "always", "never"] = "first"
     """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
+    caches: str | None = None
+    """Where teacher caches are: a folder that all machines share, or a URL (s3://bucket/caches, file:///slow/folder)
+    whose shards each machine copies before it needs them. Keys and endpoints are the environment's. null: below
+    `storage`."""
+    staging: Path | None = None
+    """The folder on each machine's own disk for copies of caches behind a URL; null: among its temporary files."""
+    staging_gb: float = 50.0
+    """What the copies of all workers of a machine may take, in 10^9 bytes; the least recently used make room."""
+    staging_ahead: int = 4
+    """Shards that each worker has copied before their first use."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
@@ -139,3 +155,9 @@ class ResourcesConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
+        if self.staging_gb <= 0 or self.staging_ahead < 0:
+            raise ValueError(
+                f"staging_gb must be > 0 and staging_ahead >= 0, got {self.staging_gb} and {self.staging_ahead}"
+            )
+        if self.caches is not None and "://" in self.caches:
+            Remote(self.caches)  # refuses one that holds a secret

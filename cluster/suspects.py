@@ -14,7 +14,7 @@ from data_sharding.record import Category
 from data_sharding.world import World
 from kd.detectors.base import Detections, Detector
 from kd.evaluation import coco
-from kd.evaluation.coco import GroundTruth
+from kd.evaluation.truth import GroundTruth
 
 STATISTICS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -81,6 +81,7 @@ def _nameless(truth: GroundTruth) -> GroundTruth:
     return GroundTruth(
         categories=(Category(id=one.id, name="anything"),),
         image_ids=truth.image_ids,
+        images=truth.images,
         annotations=tuple({**a, "category_id": one.id} for a in truth.annotations),
     )
 

@@ -7,7 +7,8 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
-from cluster.cache_keys import cache_folder, cache_key
+from cluster.cache_keys import cache_key
+from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
 from data_sharding.teacher_cache import TeacherCache
 from kd.detectors.base import Shapes
@@ -32,15 +33,20 @@ class Staff:
 
 
 def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torch.device) -> Staff:
-    """Load the recipe's teachers, none where nothing is distilled. Nobody else is waited for."""
-    chosen = config.teachers if config.distill else ()
+    """Load the recipe's teachers, none where no method learns from one. Nobody else is waited for."""
+    chosen = config.teachers if config.taught else ()
     loaded = {teacher.name: build.load_teacher(teacher, train.dataset.categories) for teacher in chosen}
     teachers: dict[str, Teacher] = {}
     caches: dict[str, TeacherCache] = {}
     for name, teacher in loaded.items():
         if teacher.config.cache:
             key = cache_key(config, teacher, student, train)
-            caches[name] = TeacherCache.open(cache_folder(config, key), key, verify=config.resources.checksums)
+            caches[name] = TeacherCache.open(
+                cache_place(config, key),
+                key,
+                verify=config.resources.checksums,
+                staging=staging_of(config),
+            )
             teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, student))
         else:
             teacher.detector.to(device)

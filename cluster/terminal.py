@@ -89,7 +89,8 @@ class _Lines:
         rate = (done - (self._first or 0)) / max(1e-9, self._told - self._began)
         left = f", {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
         share = f" ({100 * done / total:.0f} %)" if total else ""
-        words = f"{self._label}: {done}/{total}{share}, {rate:.3g}/s{left}"
+        speed = f", {rate:.3g}/s{left}" if rate > 0 else " were done before" if done == total else ""
+        words = f"{self._label}: {done}/{total}{share}{speed}"
         self._stream.write(f"{words}  {note}\n" if note else f"{words}\n")
         self._stream.flush()
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from cluster import config as recipes
 from cluster import results
 from cluster.caching import fill_caches
+from cluster.claim import alone
 from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
@@ -24,10 +26,16 @@ RECIPE = "recipe.yaml"
 RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
 
 
-def train(config: RunConfig) -> dict[str, Any]:
-    """Do what is left of the run; its result: metrics, minutes and where the student is."""
+def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Do what is left of the run; its result: metrics, minutes and where the student is. `further_tags` are set on its
+    MLflow run."""
     config = anchored(config)
     folder = _claim(config)
+    with alone(folder):
+        return _train(config, folder, further_tags or {})
+
+
+def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> dict[str, Any]:
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
@@ -45,7 +53,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
         tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
         tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
-        handle = open_run(config, config.storage, tags)
+        handle = open_run(config, config.storage, {**tags, **further_tags})
         began = time.perf_counter()
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))

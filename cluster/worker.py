@@ -14,6 +14,7 @@ import torch
 from cluster import build, checkpoints, results
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
+from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
@@ -110,10 +111,11 @@ class Worker:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
         steps = self.config.optim.steps
         done = self._resume()
+        forget_peak(self.device)
         with self._log() as log, self._loader(done) as loader, self._machine_metrics():
             waited = loader.wait_seconds
             for step in range(done, steps):
-                began = time.perf_counter()
+                began, began_cpu = time.perf_counter(), time.process_time()
                 batches = [batch.to(self.device) for batch in next(loader)]
                 report = train_step(
                     self.engine,
@@ -128,13 +130,14 @@ class Worker:
                 if self.ema is not None:
                     self.ema.update(self.student, step)
                 data, waited = loader.wait_seconds - waited, loader.wait_seconds
-                self._log_step(log, step, report.metrics(), data, time.perf_counter() - began)
+                spent = {"step": time.perf_counter() - began, "cpu": time.process_time() - began_cpu, "data": data}
+                self._log_step(log, step, report.metrics(), spent)
                 every = self.config.evaluation.every
                 if every and (step + 1) % every == 0 and step + 1 < steps:
                     self._evaluate(log, step + 1)
                 if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
                     self._checkpoint(step + 1)
-            return self._finish(log)
+            return self._finish(log, peak_bytes(self.device))
 
     def _loader(self, done: int) -> Loader:
         return Loader(
@@ -149,6 +152,7 @@ class Worker:
             prefetch=self.config.resources.prefetch,
             threads=self.config.resources.threads,
             pin=self.device.type == "cuda",
+            ahead=self.config.resources.staging_ahead,
         )
 
     @contextmanager
@@ -165,15 +169,13 @@ class Worker:
     def _machine_metrics(self) -> Any:
         return nullcontext() if self.handle is None else self.handle.machine_metrics(f"rank{self.world.rank}")
 
-    def _log_step(
-        self, log: MetricLog | None, step: int, metrics: dict[str, float], data: float, seconds: float
-    ) -> None:
-        times = self.clock.read()
+    def _log_step(self, log: MetricLog | None, step: int, metrics: dict[str, float], spent: dict[str, float]) -> None:
+        """`spent`: seconds of the whole step, of this process's processors, and of waiting for data."""
+        times = self.clock.read() | spent
         if log is None:
             return
         split = {f"time/{name}_s": value for name, value in times.items()}
-        images = {"time/step_s": seconds, "time/images_per_s": self.config.optim.batch / seconds}
-        log.log(step, metrics | split | {"time/data_s": data} | images)
+        log.log(step, metrics | split | {"time/images_per_s": self.config.optim.batch / spent["step"]})
 
     def _evaluate(self, log: MetricLog | None, step: int) -> Score:
         """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
@@ -227,14 +229,16 @@ class Worker:
                 facts=self._facts(),
             )
 
-    def _finish(self, log: MetricLog | None) -> dict[str, Any]:
-        """Evaluate, save the student alone, and leave the result and pictures in the run's folder."""
+    def _finish(self, log: MetricLog | None, memory: int | None) -> dict[str, Any]:
+        """Evaluate, save the student alone, and leave the result and pictures in the run's folder. `memory`: the most
+        bytes that the steps held."""
         found = self._evaluate(log, self.config.optim.steps)
         if self.world.rank != 0:
             return {}
-        return results.leave(
+        left = results.leave(
             self.folder, self.config, self.replica, self.val, found, self.handle, log, self.config.optim.steps
         )
+        return left | {"device": self.device.type, "memory_bytes": memory}
 
 
 def _set_up_torch(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ COMMAND = "python -m cluster.cache_teacher"
 class ForeignCache(ValueError):
     """A cache was made with other settings than this run asks for."""
 
-    def __init__(self, folder: Path, differing: dict[str, tuple[Any, Any]]) -> None:
+    def __init__(self, folder: Path | str, differing: dict[str, tuple[Any, Any]]) -> None:
         self.folder, self.differing = folder, differing
         lines = "".join(
             f"\n  {name}: cache has {has!r}, this run asks for {asks!r}" for name, (has, asks) in differing.items()
@@ -147,7 +147,7 @@ class CacheKey:
         kept = [r if c.sparse else n for c, r, n in zip(self.coding, rows or cells, cells, strict=True)]
         return sum(tap_bytes(*tap) for tap in zip(self.coding, self.channels, kept, cells, strict=True))
 
-    def require_same(self, folder: Path, found: dict[str, Any]) -> None:
+    def require_same(self, folder: Path | str, found: dict[str, Any]) -> None:
         """Raise ForeignCache when a key read back from JSON differs from this one."""
         mine = json.loads(canonical_json(asdict(self)))
         names = [f.name for f in fields(self)] + sorted(found.keys() - mine.keys())

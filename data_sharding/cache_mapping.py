@@ -3,23 +3,26 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_rows import ShardCorrupt, StoredRow, read_row
+from data_sharding.files import hash_of
+from data_sharding.staging import StagingFull
 
 
 @dataclass(frozen=True)
 class ShardFile:
     """A finished shard and what its manifest says of it."""
 
-    path: Path
+    path: Path | str
+    """A file of this machine, or the URL of one elsewhere, which is not read but copied."""
     id: str
     rows: int
     bytes: int
@@ -28,7 +31,7 @@ class ShardFile:
     def require_size(self) -> None:
         """Raise ShardCorrupt unless the file is as long as it was: reading a mapping past its end kills the process."""
         try:
-            size = self.path.stat().st_size
+            size = Path(self.path).stat().st_size
         except OSError as error:
             raise ShardCorrupt(self.path, self.id, None, None, f"{self.bytes} bytes", error) from error
         if size != self.bytes:
@@ -37,12 +40,43 @@ class ShardFile:
     def require_content(self) -> None:
         """Raise ShardCorrupt unless the whole file has the hash that it had when it was written."""
         self.require_size()
-        hasher = xxhash.xxh3_128()
-        with self.path.open("rb") as file:
-            while chunk := file.read(2**22):
-                hasher.update(chunk)
-        if hasher.hexdigest() != self.xxh3_128:
-            raise ShardCorrupt(self.path, self.id, None, None, f"xxh3_128 {self.xxh3_128}", hasher.hexdigest())
+        found = hash_of(Path(self.path))
+        if found != self.xxh3_128:
+            raise ShardCorrupt(self.path, self.id, None, None, f"xxh3_128 {self.xxh3_128}", found)
+
+
+class Shelf(Protocol):
+    """Where the shards of a cache are taken from, by their numbers."""
+
+    def take(self, shard: int) -> ShardFile:
+        """The file on a disk of this machine; it stays there until `put_back`."""
+        ...
+
+    def put_back(self, shard: int) -> None:
+        """The file is not needed for now."""
+        ...
+
+    def renew(self, shard: int) -> bool:
+        """Get a damaged file anew; False where there is nowhere to get it from, or it was tried before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The shelf of a cache that is read where it lies."""
+
+    files: Sequence[ShardFile]
+
+    def take(self, shard: int) -> ShardFile:
+        """The file itself."""
+        return self.files[shard]
+
+    def put_back(self, shard: int) -> None:
+        """Nothing to do."""
+
+    def renew(self, shard: int) -> bool:
+        """There is no other copy."""
+        return False
 
 
 class MappedShard:
@@ -98,10 +132,10 @@ class MappedShard:
 class MappedShards:
     """The `limit` most recently used shards stay mapped; a row handed out stays valid when its file is let go."""
 
-    def __init__(self, files: Sequence[ShardFile], key: CacheKey, *, limit: int) -> None:
+    def __init__(self, shelf: Shelf, key: CacheKey, *, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"expected at least one open shard, got {limit}")
-        self.files, self.key, self.limit = files, key, limit
+        self.shelf, self.key, self.limit = shelf, key, limit
         self._open: OrderedDict[int, MappedShard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -109,11 +143,9 @@ class MappedShards:
         """One shard, mapped. Raises ShardCorrupt for a file that is no shard or not as long as it was."""
         with self._lock:
             found = self._open.get(number)
-            if found is None:
-                found = self._open[number] = MappedShard(self.files[number], self.key)
-            self._open.move_to_end(number)
-            while len(self._open) > self.limit:
-                self._open.popitem(last=False)
+            if found is not None:
+                self._open.move_to_end(number)
+        found = found or self._opened(number)
         found.require_size()
         return found
 
@@ -121,7 +153,46 @@ class MappedShards:
         """How many files are mapped now."""
         return len(self._open)
 
+    def let_go(self, shard: int) -> None:
+        """Close one file; rows handed out stay valid."""
+        with self._lock:
+            if self._open.pop(shard, None) is not None:
+                self.shelf.put_back(shard)
+
+    def keep(self, shards: Set[int]) -> None:
+        """Close all other files; rows handed out stay valid."""
+        with self._lock:
+            others = [shard for shard in self._open if shard not in shards]
+        for shard in others:
+            self.let_go(shard)
+
+    def renew(self, shard: int) -> bool:
+        """Get a damaged file anew, where there is a source to get it from and it was not tried before."""
+        with self._lock:
+            self._open.pop(shard, None)
+        return self.shelf.renew(shard)
+
     def close(self) -> None:
         """Let go of all files; rows handed out stay valid."""
+        self.keep(set())
+
+    def _opened(self, shard: int) -> MappedShard:
+        """Fetching one file keeps nobody from reading others; of two threads that open the same, one wins."""
+        opened = MappedShard(self._taken(shard), self.key)
         with self._lock:
-            self._open.clear()
+            opened = self._open.setdefault(shard, opened)
+            oldest = list(self._open)[: max(0, len(self._open) - self.limit)]
+        for other in oldest:
+            self.let_go(other)
+        return opened
+
+    def _taken(self, shard: int) -> ShardFile:
+        while True:
+            try:
+                return self.shelf.take(shard)
+            except StagingFull:
+                with self._lock:
+                    oldest = next(iter(self._open), None)
+                if oldest is None:
+                    raise
+                self.let_go(oldest)

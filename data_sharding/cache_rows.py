@@ -19,7 +19,9 @@ from data_sharding.codecs_base import require_lengths
 class ShardCorrupt(shards.ShardCorrupt):
     """A shard does not hold what was written to it. Nothing is replaced: the run stops and says where."""
 
-    def __init__(self, path: Path, shard: str, row: int | None, key: object, expected: object, got: object) -> None:
+    def __init__(
+        self, path: Path | str, shard: str, row: int | None, key: object, expected: object, got: object
+    ) -> None:
         self.path, self.shard, self.row, self.key, self.expected, self.got = path, shard, row, key, expected, got
         where = "" if row is None else f", row {row}, (image id, view) {key}"
         super().__init__(
@@ -75,6 +77,13 @@ class StoredRow:
     def hasher(self) -> "xxhash.xxh3_64":
         """The row's checksum once `scales`, `masks` and `values` have gone through it, in this order."""
         return xxhash.xxh3_64(seed=self.head)
+
+    def digest(self) -> int:
+        """The checksum of what lies there now."""
+        hasher = self.hasher()
+        for part in (self.scales, self.masks, self.values):
+            hasher.update(part.data)
+        return hasher.intdigest()
 
 
 def _head(

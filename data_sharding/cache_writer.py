@@ -22,7 +22,7 @@ from data_sharding.cache_foreground import foreground_masks
 from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
 from data_sharding.cache_plan import CacheShard, plan
 from data_sharding.cache_rows import CachedSample, schema, write_row
-from data_sharding.files import sync_folder, write_atomically
+from data_sharding.files import stamped, sync_folder, unstamped, write_atomically
 from data_sharding.replay import sampled
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ class CacheWriter:
         return (s for s in self.shards[writer::writers] if self.receipt(s) is None)
 
     def receipt(self, shard: CacheShard) -> Receipt | None:
-        """The receipt of a finished shard; None when the shard has to be written."""
+        """The receipt of a finished shard; None when the shard has to be written: also where a byte of it changed."""
         try:
-            found = json.loads(self._receipt_path(shard).read_bytes())
-            receipt = Receipt(**(found | {"samples": tuple(tuple(s) for s in found["samples"])}))
+            found = unstamped(self._receipt_path(shard).read_bytes())
+            receipt = Receipt(**{**found, "samples": tuple(tuple(s) for s in found["samples"])})
             whole = (self.folder / receipt.name).stat().st_size == receipt.bytes
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -127,7 +127,7 @@ class CacheWriter:
         sync_folder(temporary.parent)
         size = hashing.written
         receipt = Receipt(id=shard.id, name=name, uid=self.key.uid, bytes=size, xxh3_128=digest, samples=tuple(rows))
-        write_atomically(self._receipt_path(shard), canonical_json(asdict(receipt)))
+        write_atomically(self._receipt_path(shard), stamped(asdict(receipt)))
         return receipt
 
     def finish(self) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch
-from data_sharding.order import Order, view_of
+from data_sharding.look_ahead import LookAhead
+from data_sharding.order import Order, rank_slice, view_of
 from data_sharding.prefetch import Prefetched
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
@@ -23,9 +24,10 @@ def order_of(
     dataset: PackedDataset, views: ViewTable, *, seed: int, batch: int, window: int = 16, lanes: int = 1
 ) -> Order:
     """The order of a run over a packed split: in epoch e each image is seen in view `view_of(its group, e, K)`."""
+    first = view_of(dataset.groups, 0, views.count)
 
     def canvas_ids(epoch: int) -> np.ndarray:
-        return views.canvas_ids(view_of(dataset.groups, epoch, views.count))
+        return views.canvas_ids((first + epoch) % views.count)
 
     return Order(dataset.groups, canvas_ids, seed=seed, batch=batch, window=window, lanes=lanes)
 
@@ -51,23 +53,34 @@ class Loader(Iterator[tuple[Batch, ...]]):
         prefetch: int = 2,
         threads: int = 2,
         pin: bool = False,
+        ahead: int = 4,
     ) -> None:
         """`factors`: resolutions other than 1 of live teachers. `prefetch`: steps made ahead. `pin`: only with CUDA.
+        `ahead`: shards fetched before their first use, of caches that lie elsewhere.
 
-        Raises ValueError where the global batch cannot be shared evenly, or a cache belongs to other images or views.
+        Ranks and micro-batches that cannot share the global batch evenly differ by one image.
+
+        Raises ValueError where there are more of them than images, a cache belongs to other images or views, or a
+        staging folder cannot hold what the order needs at one time.
         """
-        _require_even(order.batch, world, accumulate)
+        _require_enough(order.batch, world, accumulate)
         _require_matching(dataset, views, factors, caches)
         self.dataset, self.views, self.order = dataset, views, order
         self.world, self.accumulate = world, accumulate
         self.step = start_step
         """The step that comes next: the whole state of the loader."""
+        staged = [cache for cache in caches.values() if cache.staging is not None]
+        self._look_aheads = [self._look_ahead(cache, ahead, prefetch) for cache in staged]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._assembler = Assembler(
             dataset=dataset, views=views, pool=self._pool, further_factors=factors, caches=caches, pin=pin
         )
         self._steps = Prefetched(map(self._start, count(start_step)), prefetch)
         self._closed = False
+
+    def _look_ahead(self, cache: TeacherCache, ahead: int, prefetch: int) -> LookAhead:
+        groups, views = self.dataset.groups, self.views.count
+        return LookAhead(cache, self.order, views, self.world, shards=ahead, behind=prefetch + 1, groups=groups)
 
     @property
     def wait_seconds(self) -> float:
@@ -99,6 +112,8 @@ class Loader(Iterator[tuple[Batch, ...]]):
         self.close()
 
     def _start(self, step: int) -> Callable[[], tuple[Batch, ...]]:
+        for look_ahead in self._look_aheads:
+            look_ahead.at(step)
         epoch, row = self.order.global_batch(step)
         mine = self.order.rank_rows(row, self.world)
         views = view_of(self.dataset.groups[mine], epoch, self.views.count)
@@ -107,9 +122,9 @@ class Loader(Iterator[tuple[Batch, ...]]):
             Sample(position=int(p), view=int(v), image_id=int(i)) for p, v, i in zip(mine, views, ids, strict=True)
         ]
         key = None if self.views.config.photometric == "none" else (self.order.seed, "colours", epoch)
-        size = len(samples) // self.accumulate
         draws = (self.order.seed, epoch)
-        waits = [self._assembler.start(samples[i : i + size], key, draws) for i in range(0, len(samples), size)]
+        micro = (World(rank=i, size=self.accumulate) for i in range(self.accumulate))
+        waits = [self._assembler.start(samples[rank_slice(len(samples), m)], key, draws) for m in micro]
         return lambda: tuple(wait() for wait in waits)
 
 
@@ -164,11 +179,11 @@ def _filler(sample: Sample) -> Sample:
     return Sample(position=sample.position, view=sample.view, image_id=-1)
 
 
-def _require_even(batch: int, world: World, accumulate: int) -> None:
-    if accumulate < 1 or batch % (world.size * accumulate):
+def _require_enough(batch: int, world: World, accumulate: int) -> None:
+    if accumulate < 1 or batch < world.size * accumulate:
         raise ValueError(
             f"the global batch of {batch} images cannot be shared by {world.size} rank(s) times {accumulate} "
-            f"accumulated micro-batch(es): it must be a multiple of {world.size * accumulate}"
+            f"accumulated micro-batch(es): it must be at least {world.size * accumulate}"
         )
 
 

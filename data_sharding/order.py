@@ -127,8 +127,10 @@ class Order:
         canvases = self._canvases(epoch)
         steps = self._batches_per_canvas(canvases)
         samples = self._shuffled(epoch)
-        of_sample = canvases[samples]
-        rows = [self._batches(samples[of_sample == c], int(n)) for c, n in enumerate(steps) if n]
+        # A stable sort of small numbers is one pass; picking each canvas by itself would be one pass per canvas.
+        by_canvas = samples[np.argsort(canvases.astype(np.min_scalar_type(len(steps)))[samples], kind="stable")]
+        lines = np.split(by_canvas, np.bincount(canvases).cumsum()[:-1])
+        rows = [self._batches(line, int(n)) for line, n in zip(lines, steps, strict=True) if n]
         # Only the turns of the canvases are drawn: each canvas keeps its own order, hence its windows of shards.
         turns = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         turns = turns[_permutation(generator(self.seed, "canvas turns", epoch), len(turns))]

@@ -4,28 +4,30 @@ Taps come back as they are stored (`StoredTaps`), all rows of a batch side by si
 training device; `StoredTaps.decode` makes maps of them there.
 """
 
-import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import xxhash
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps
 from data_sharding.cache_batch import BatchCopy
 from data_sharding.cache_buffers import BatchBuffers
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json, library_versions
+from data_sharding.cache_key import COMMAND, CacheKey, library_versions
 from data_sharding.cache_mapping import MappedShard, MappedShards, ShardFile
+from data_sharding.cache_opening import open_shelf, read_index, read_manifest
 from data_sharding.cache_pages import Pages
 from data_sharding.cache_rows import ShardCorrupt, StoredRow
-from data_sharding.cache_writer import CacheIncomplete
+from data_sharding.remote import is_url, place_of
 from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
+from data_sharding.staged_shards import StagedShards
+from data_sharding.staging import Staging
 
 Verify = Literal["first", "always", "never"]
+T = TypeVar("T")
 BRINGING = 2
 """Threads that bring in pages ahead of the copy."""
 
@@ -33,29 +35,49 @@ BRINGING = 2
 class TeacherCache:
     """A finished cache. Safe to read from several threads; each process opens its own."""
 
-    def __init__(self, folder: Path, key: CacheKey, manifest: dict[str, Any], verify: Verify, open_shards: int) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        key: CacheKey,
+        manifest: dict[str, Any],
+        verify: Verify,
+        open_shards: int,
+        staging: Staging | None,
+    ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
         self._coding = key.coding
-        files = [
-            ShardFile(folder / s["name"], s["id"], s["rows"], s["bytes"], s["xxh3_128"]) for s in manifest["shards"]
+        self.staging = staging
+        names = [s["name"] for s in manifest["shards"]]
+        self.files = [
+            ShardFile(place_of(folder, s["name"]), s["id"], s["rows"], s["bytes"], s["xxh3_128"])
+            for s in manifest["shards"]
         ]
-        for file in files:
-            file.require_size()
-        self.shards = MappedShards(files, key, limit=open_shards)
-        self._index = _read_index(folder / "index.arrow", manifest["index"])
+        self.shelf = open_shelf(folder, names, self.files, staging)
+        self.shards = MappedShards(self.shelf, key, limit=open_shards)
+        self._healing = threading.Lock()
+        self._index = read_index(folder, manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
         self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
         columns = (self._index[name].tolist() for name in ("shard", "row", "image_id", "view"))
         self._places = list(zip(*columns, strict=True))
+        self._number = {file.id: number for number, file in enumerate(self.files)}
         self._buffers = {pin: BatchBuffers(pin=pin) for pin in (False, True)}
         self._pages = Pages()
         self._bringing = ThreadPoolExecutor(BRINGING, thread_name_prefix="pages")
 
     @classmethod
-    def open(cls, folder: Path, key: CacheKey, *, verify: Verify = "first", open_shards: int = 1024) -> "TeacherCache":
-        """Open a finished cache that was made with exactly `key`.
+    def open(
+        cls,
+        folder: Path | str,
+        key: CacheKey,
+        *,
+        verify: Verify = "first",
+        open_shards: int = 1024,
+        staging: Staging | None = None,
+    ) -> "TeacherCache":
+        """Open a finished cache that was made with exactly `key`, in a folder or, with `staging`, behind a URL.
 
         `verify`: check a sample's bytes on its first read in this process, on every read, or never. `open_shards`
         files stay mapped.
@@ -65,11 +87,13 @@ class TeacherCache:
         """
         if verify not in ("first", "always", "never"):
             raise ValueError(f"verify must be first, always or never, got {verify!r}")
-        return cls(folder, key, _read_manifest(folder, key), verify, open_shards)
+        if is_url(folder) and staging is None:
+            raise ValueError(f"{folder} is read through copies on this machine: give `staging` a folder and a limit")
+        return cls(folder, key, read_manifest(folder, key), verify, open_shards, staging)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         """Another process opens the same folder by itself: mappings do not travel."""
-        return _reopen, (self.folder, self.key, self.verify, self.shards.limit)
+        return _reopen, (self.folder, self.key, self.verify, self.shards.limit, self.staging)
 
     def __len__(self) -> int:
         """The number of samples: images times views."""
@@ -80,9 +104,76 @@ class TeacherCache:
     ) -> StoredTaps:
         """The taps of image positions[i] in view views[i], encoded, on the CPU (`pin`: in page-locked memory).
 
-        All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written.
+        All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written; a damaged copy
+        of a file that lies elsewhere is fetched again first, once.
         """
         lines = self._lines(positions, views)
+        return self._healed(lambda: self._read(lines, pin))
+
+    def bring(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> None:
+        """Have threads bring in the pages of samples that will be read soon, where that was not asked for before. What
+        lies elsewhere is fetched whole, by `expect`."""
+        if len(positions) and not isinstance(self.shelf, StagedShards):
+            self._bringing.submit(self._bring, self._lines(positions, views))
+
+    def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
+        """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
+        teacher's taps: each sample once in this process, none with `verify` never. Raises ReplayDiffers."""
+        for position, view, image in zip(positions, views, images, strict=True):
+            line = int(self._line[view, position])
+            if self.verify == "never" or self._replayed[line]:
+                continue
+            (sample,) = self._healed(lambda one=line: self._rows([one]))
+            off = difference(sample.pixels, sampled(image, sample.canvas[2:])) if sample.pixels else 0.0
+            if off > TOLERANCE:
+                raise ReplayDiffers(
+                    f"{self.folder}: view {view} of image id {sample.image_id} differs by {off:.1f} grey levels on "
+                    f"average from what the teacher saw; the cache was filled with {dict(self.key.versions)}, this "
+                    f"process has {dict(library_versions())}. Use the code and libraries that filled it, or delete "
+                    f"this folder and fill it again with `{COMMAND}`"
+                )
+            self._replayed[line] = True
+
+    def verify_files(self) -> None:
+        """Read every shard whole and compare it with its hash, as after copying a cache."""
+        for shard in range(len(self.files)):
+            self.shelf.take(shard).require_content()
+            self.shelf.put_back(shard)
+
+    def shards_of(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """The number of the shard that holds each sample, in the shape of the arguments."""
+        return self._index["shard"][self._line[views, positions]]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon, the first one first: fetch them, where they lie elsewhere."""
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.expect(shards)
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Close all other shards, until they are read again."""
+        self.shards.keep(set(shards))
+
+    def close(self) -> None:
+        """Let go of the mapped files, and end the threads and what fetches files."""
+        self._bringing.shutdown(wait=True, cancel_futures=True)
+        self.shards.close()
+        if isinstance(self.shelf, StagedShards):
+            self.shelf.close()
+
+    def _healed(self, act: Callable[[], T]) -> T:
+        """What `act` returns, after fetching again each damaged copy that it meets, once."""
+        try:
+            return act()
+        except ShardCorrupt:
+            with self._healing:
+                while True:
+                    try:
+                        return act()  # another thread may have fetched it meanwhile
+                    except ShardCorrupt as error:
+                        if error.shard not in self._number or not self.shards.renew(self._number[error.shard]):
+                            raise
+
+    def _read(self, lines: list[int], pin: bool) -> StoredTaps:
         rows = self._rows(lines)
         canvas, *others = {row.canvas[:2] for row in rows}
         if others:
@@ -97,39 +188,6 @@ class TeacherCache:
                 self._require_checksum(line, rows[number].checksum, found)
                 self._verified[line] = True
         return self.layout.stored(batch.taps())
-
-    def expect(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> None:
-        """Have threads bring in the pages of samples that will be read soon, where that was not asked for before."""
-        if len(positions):
-            self._bringing.submit(self._bring, self._lines(positions, views))
-
-    def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
-        """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
-        teacher's taps: each sample once in this process, none with `verify` never. Raises ReplayDiffers."""
-        for position, view, image in zip(positions, views, images, strict=True):
-            line = int(self._line[view, position])
-            if self.verify == "never" or self._replayed[line]:
-                continue
-            (sample,) = self._rows([line])
-            off = difference(sample.pixels, sampled(image, sample.canvas[2:])) if sample.pixels else 0.0
-            if off > TOLERANCE:
-                raise ReplayDiffers(
-                    f"{self.folder}: view {view} of image id {sample.image_id} differs by {off:.1f} grey levels on "
-                    f"average from what the teacher saw; the cache was filled with {dict(self.key.versions)}, this "
-                    f"process has {dict(library_versions())}. Use the code and libraries that filled it, or delete "
-                    f"this folder and fill it again with `{COMMAND}`"
-                )
-            self._replayed[line] = True
-
-    def verify_files(self) -> None:
-        """Read every shard whole and compare it with its hash, as after copying a cache."""
-        for file in self.shards.files:
-            file.require_content()
-
-    def close(self) -> None:
-        """Let go of the mapped files, and end the threads."""
-        self._bringing.shutdown(wait=True, cancel_futures=True)
-        self.shards.close()
 
     def _lines(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> list[int]:
         """The index's line of each sample."""
@@ -160,7 +218,7 @@ class TeacherCache:
         expected = int(self._index["checksum"][line])
         if not expected == stored == found:
             shard, row, image_id, view = self._places[line]
-            file, got = self.shards.files[shard], f"{found:016x} (the row says {stored:016x})"
+            file, got = self.files[shard], f"{found:016x} (the row says {stored:016x})"
             raise ShardCorrupt(file.path, file.id, row, (image_id, view), f"xxh3_64 {expected:016x}", got)
 
     def _bring(self, lines: list[int]) -> None:
@@ -176,36 +234,7 @@ class TeacherCache:
                 continue
 
 
-def _reopen(folder: Path, key: CacheKey, verify: Verify, open_shards: int) -> TeacherCache:
-    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards)
-
-
-def _read_manifest(folder: Path, key: CacheKey) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        written = len(list((folder / "receipts").glob("*.json")))
-        raise CacheIncomplete(
-            f"{folder} holds no finished teacher cache ({written} shards are written); run `{COMMAND}` to fill it"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        stated = manifest.pop("xxh3_128")
-        found = xxhash.xxh3_128(canonical_json(manifest)).hexdigest()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ShardCorrupt(path, "manifest", None, None, "a readable manifest", error) from error
-    if stated != found:
-        raise ShardCorrupt(path, "manifest", None, None, f"xxh3_128 {stated}", found)
-    key.require_same(folder, manifest["key"])
-    return manifest
-
-
-def _read_index(path: Path, stated: dict[str, Any]) -> dict[str, np.ndarray]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardCorrupt(path, "index", None, None, "a readable index", error) from error
-    found = xxhash.xxh3_128(content).hexdigest()
-    if found != stated["xxh3_128"]:
-        raise ShardCorrupt(path, "index", None, None, f"xxh3_128 {stated['xxh3_128']}", found)
-    table = pa.ipc.open_file(content).read_all()
-    return {name: table[name].to_numpy() for name in table.column_names}
+def _reopen(
+    folder: Path | str, key: CacheKey, verify: Verify, open_shards: int, staging: Staging | None
+) -> TeacherCache:
+    return TeacherCache.open(folder, key, verify=verify, open_shards=open_shards, staging=staging)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "place_labels",
     "render",
     "restore_boxes",
+    "stored_view",
 ]
 
 _VERSION = 1
@@ -74,14 +76,31 @@ class ViewTable:
 
     def canvas_ids(self, k_per_image: np.ndarray) -> np.ndarray:
         """(N,) int64: the position in `buckets` of the canvas of view k_per_image[i] of every image i."""
-        canvases = self.rows[k_per_image, np.arange(len(self)), -2:]
-        matches = (canvases[:, None] == np.array(self.buckets)).all(2)
-        return matches.argmax(1)
+        return self._canvas_table[k_per_image, np.arange(len(self))]
+
+    @cached_property
+    def _canvas_table(self) -> np.ndarray:
+        """(K, N) int64: what `canvas_ids` picks from. Comparing canvases would be most of planning an epoch."""
+        return (self.rows[:, :, None, -2:] == np.array(self.buckets)).all(3).argmax(2)
 
 
 def table_path(folder: Path, config: ViewConfig) -> Path:
     """Where the views of a packed split are stored."""
     return folder / f"views-{hashlib.sha256(config.geometry.encode()).hexdigest()[:16]}.arrow"
+
+
+def stored_view(dataset: PackedDataset, uid: str, position: int, index: int) -> View | None:
+    """View `index` of the image at `position` out of the stored table with this uid; None where there is no such table
+    beside the shards. For looking at what a teacher saw without the recipe."""
+    for path in sorted(dataset.folder.glob("views-*.arrow")):
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        if (table.schema.metadata or {}).get(b"uid") == uid.encode():
+            row = index * len(dataset) + position
+            _, k, x, y, width, height, size_h, size_w, flip, canvas_h, canvas_w = (
+                table[name][row].as_py() for name in _COLUMNS
+            )
+            return View(k, (x, y, width, height), (size_h, size_w), bool(flip), (canvas_h, canvas_w))
+    return None
 
 
 def _count(dataset: PackedDataset, config: ViewConfig) -> int:

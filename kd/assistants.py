@@ -28,6 +28,7 @@ class AssistantTrainer:
     def __init__(self, assistant: Assistant, world: World) -> None:
         self.assistant = assistant
         self.optimizer = assistant.optimizer()
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._world = world
         self._parameters = [p for p in assistant.parameters() if p.requires_grad]
         self._gathered: Tensor | None = None
@@ -43,14 +44,19 @@ class AssistantTrainer:
         )
         self._gathered = flat if self._gathered is None else self._gathered + flat
 
-    def step(self) -> None:
-        """Sum the gathered gradients over ranks and step; every rank ends with the same weights."""
+    def step(self, progress: float = 0.0) -> None:
+        """Sum the gathered gradients over ranks, clip, and step at `progress` of the schedule; every rank ends with the
+        same weights."""
         if self._gathered is None:
             return
         total = self._world.sum(self._gathered)
         if not total.isfinite().all():
             here = not bool(self._gathered.isfinite().all())
             raise NonFiniteGradient(f"the gradient of the assistant of {type(self.assistant).__module__}", here)
+        if self.assistant.clip is not None:
+            total = total * (self.assistant.clip / (total.norm() + 1e-6)).clamp(max=1)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.assistant.rate(progress)
         for parameter, gradient in zip(
             self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
         ):

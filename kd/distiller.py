@@ -1,8 +1,9 @@
 """The forward of a training step: student, taught pyramids and methods in, named losses out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from data_sharding.batch import Batch, Outputs, Taps
 from kd.assistants import AssistantTrainer
 from kd.clock import Clock
 from kd.detectors.base import Detector
-from kd.methods.base import Advice, Assistant, Method, MethodConfig
+from kd.methods.base import Advice, Assistant, Method, MethodConfig, Scene
+from kd.teacher import TeacherHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +22,13 @@ class Lesson:
 
     name: str
     """`scalekd`, or `big/scalekd` where several teachers teach: the loss's name in logs."""
-    teacher: str
+    teacher: str | None
+    """None: the method reads no teacher."""
     config: MethodConfig
     weight: float = 1.0
     """The teacher's weight."""
+    head: TeacherHead | None = None
+    """The teacher's head, where the method needs it. No module of the student's optimizer or checkpoint."""
 
     def strength(self, progress: float) -> float:
         """What the method's terms are multiplied by at `progress` in [0, 1) of the schedule."""
@@ -88,26 +93,34 @@ class Distiller(nn.Module):
             outputs = self._predict(taps, batch) if student.shapes.family == "two_stage" else None
         proposals = None if outputs is None else outputs.proposals
         losses: dict[str, Tensor] = {}
-        advice: dict[str, Outputs] = {}
+        advice: dict[str, Advice] = {}
         for name, trainer in assistants.items():
             with moment.clock.section("assistant"):
-                teacher = taught[self.lessons[name].teacher]
-                found, advised = self._assist(name, trainer, taps, teacher, batch, moment, proposals)
+                teacher = self._taught(name, taught).detach()
+                scene = Scene(student=student, taps=taps.detach(), teacher=teacher, batch=batch, proposals=proposals)
+                found, advised = self._assist(name, trainer, scene, moment)
             losses |= found
             advice |= {name: advised} if advised is not None else {}
         if moment.rehearsal:
             return losses
         outputs = self._predict(taps, batch) if outputs is None else outputs
         losses |= {f"task/{term}": loss for term, loss in student.task_losses(outputs, batch).items()}
+        ask = self._heads(taught, batch, outputs)
         for name, lesson in self.lessons.items():
             strength = lesson.strength(moment.progress)
             if strength == 0:
                 continue
-            terms = self._method(name).losses(
-                taps, outputs, taught[lesson.teacher], batch, Advice(student, advice.get(name))
-            )
+            told = replace(advice.get(name, Advice(student)), ask=ask.get(lesson.teacher or ""))
+            terms = self._method(name).losses(taps, outputs, self._taught(name, taught), batch, told)
             losses |= {f"kd/{name}/{term}": strength * loss for term, loss in terms.items()}
         return losses
+
+    def _heads(self, taught: Mapping[str, Taps], batch: Batch, outputs: Outputs) -> dict[str, Callable[[], Outputs]]:
+        """By teacher: how to ask its head, which answers once, and only if it is asked."""
+        heads = {x.teacher: x.head for x in self.lessons.values() if x.teacher is not None and x.head is not None}
+        return {
+            name: cache(partial(head, taught[name], batch.geometry, outputs.proposals)) for name, head in heads.items()
+        }
 
     def _method(self, name: str) -> Method:
         method = self.methods[name]
@@ -117,16 +130,14 @@ class Distiller(nn.Module):
     def _predict(self, taps: Taps, batch: Batch) -> Outputs:
         return self.student.predict(taps.pyramid, batch.geometry, sampling=batch)
 
+    def _taught(self, name: str, taught: Mapping[str, Taps]) -> Taps:
+        """What the lesson's teacher shows; nothing where it has none."""
+        teacher = self.lessons[name].teacher
+        return Taps() if teacher is None else taught[teacher]
+
     def _assist(
-        self,
-        name: str,
-        trainer: AssistantTrainer,
-        taps: Taps,
-        taught: Taps,
-        batch: Batch,
-        moment: Moment,
-        proposals: tuple[Tensor, ...] | None,
-    ) -> tuple[dict[str, Tensor], Outputs | None]:
+        self, name: str, trainer: AssistantTrainer, scene: Scene, moment: Moment
+    ) -> tuple[dict[str, Tensor], Advice | None]:
         """Let one assistant learn from this micro-batch; its losses, and its advice where the method is on.
 
         A refreshing assistant advises after its step: at once where the step has one micro-batch, else it learnt
@@ -134,40 +145,33 @@ class Distiller(nn.Module):
         """
         on = self.lessons[name].strength(moment.progress) > 0
         assistant, refresh = trainer.assistant, trainer.assistant.refresh
-        asked = taps.detach().pyramid, taught.detach().pyramid
         losses: dict[str, Tensor] = {}
-        pyramid, outputs = (), None
+        made, advice = (), None
         if assistant.learns(on) and moment.rehearsal == (refresh and not moment.single):
             with torch.enable_grad():
-                pyramid = assistant(*asked)
-                outputs = self._answer(assistant, pyramid, batch, proposals)
-                loss = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
+                made = assistant.watch(scene)
+                advice = self._advise(assistant, made, scene)
+                loss = assistant.loss(advice, scene)
             trainer.learn(loss)
             if moment.last:
-                trainer.step()
+                trainer.step(moment.progress)
             losses[f"assistant/{name}"] = loss.detach()
         moves_head = assistant.moves_head and assistant.learns(on)
         if moment.rehearsal or not (on or moves_head):
             return losses, None
-        if refresh or moves_head or outputs is None:
+        if refresh or moves_head or advice is None:
             with torch.no_grad():
-                pyramid = assistant(*asked) if refresh or outputs is None else tuple(x.detach() for x in pyramid)
+                made = assistant.watch(scene) if refresh or advice is None else tuple(x.detach() for x in made)
             with torch.set_grad_enabled(moves_head and torch.is_grad_enabled()):
-                outputs = self._answer(assistant, pyramid, batch, proposals)
+                advice = self._advise(assistant, made, scene)
         if moves_head:
-            losses[f"kd/{name}/head"] = torch.stack(list(self.student.task_losses(outputs, batch).values())).sum()
-        return losses, outputs.detach() if on else None
+            losses[f"kd/{name}/head"] = assistant.loss(advice, scene)
+        return losses, advice.detach() if on else None
 
-    def _answer(
-        self,
-        assistant: Assistant,
-        pyramid: tuple[Tensor, ...],
-        batch: Batch,
-        proposals: tuple[Tensor, ...] | None,
-    ) -> Outputs:
-        """What the head that answers for an assistant says of its pyramid."""
+    def _advise(self, assistant: Assistant, made: tuple[Tensor, ...], scene: Scene) -> Advice:
+        """What an assistant has to say, also through the student's head."""
         with _statistics_kept(self.student):
-            return assistant.predictor(self.student).predict(pyramid, batch.geometry, proposals)
+            return assistant.advise(made, scene)
 
 
 @contextmanager

@@ -88,7 +88,14 @@ def train_step(
 
 def global_totals(distiller: Distiller, batches: Sequence[Batch], world: World) -> dict[str, Tensor]:
     """What the losses divide by: counts summed over all micro-batches of all ranks, known before any forward."""
-    per_batch = [{"images": torch.tensor(float(len(b)), device=b.images.device)} | distiller.counts(b) for b in batches]
+    per_batch = [
+        {
+            "images": torch.tensor(float(len(b)), device=b.images.device),
+            "boxes": torch.tensor(float(sum(len(boxes) for boxes in b.boxes)), device=b.images.device),
+        }
+        | distiller.counts(b)
+        for b in batches
+    ]
     names = sorted(per_batch[0])
     local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in per_batch]).sum(0)
     return dict(zip(names, world.sum(local).unbind(), strict=True))

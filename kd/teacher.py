@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from kd.blocks.align import Rule, align
 from kd.detectors.base import Detector, Shapes
 
@@ -66,6 +66,47 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> Taps:
         return batch.cached[self.name].decode(self._dtype)
+
+
+class Seeing(Protocol):
+    """How a recipe says that a teacher sees."""
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def align(self) -> Rule: ...
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]: ...
+
+
+class TeacherHead:
+    """The frozen head of a teacher, live or cached: what it says of a pyramid on the student's grid.
+
+    It knows the teacher's head alone, on `device`: what stays loaded beside a cached teacher. A pyramid of stored taps
+    is one of live ones, so are the answers.
+    """
+
+    def __init__(self, detector: Detector, student: Shapes, settings: Seeing, device: torch.device) -> None:
+        if settings.factor > 1 and settings.align == "pool":
+            raise ValueError(
+                "a teacher that sees more pixels and is aligned by 'pool' has no head to ask: its answers would be in "
+                "its own pixels; set the teacher's align to 'shift' or its factor to 1, or choose a method that "
+                "compares pyramids"
+            )
+        head = detector.on_grid(student.strides)
+        # The copy shares its registry of modules with the detector, which keeps its features.
+        head._modules = {name: part for name, part in head._modules.items() if name not in ("backbone", "fpn")}
+        self._head = head.eval().requires_grad_(False).to(device)
+        self._precision = settings.precision
+
+    @torch.no_grad()
+    def __call__(self, taught: Taps, geometry: Geometry, proposals: tuple[Tensor, ...] = ()) -> Outputs:
+        """`proposals`: what the student's second stage is asked about; empty where it has none."""
+        # As for the taps: the student's autocast must not reach in here.
+        with torch.autocast(taught.pyramid[0].device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return self._head.predict(taught.pyramid, geometry, proposals or None)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

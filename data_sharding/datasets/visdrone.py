@@ -31,8 +31,9 @@ class Config:
     train: Path | None = None
     val: Path | None = None
     test: Path | None = None
-    others: Literal["ignore", "background"] = "ignore"
-    """What becomes of category 11: ignored regions, or background, as the official evaluation has it."""
+    others: Literal["ignore_in_training", "ignore", "background"] = "ignore_in_training"
+    """What becomes of category 11: ignored regions in the training split and background in the others, as the official
+    evaluation has it; ignored regions everywhere; or background everywhere."""
     on_bad: OnBad = "stop"
     """What to do about unusable images and lines: stop and tell them all, or skip them and write a report."""
 
@@ -69,8 +70,9 @@ def source(config: Config, split: str) -> Source:
     if not images:
         problems.split("split without usable images", folder.name)
     problems.stop_if_any()
-    told = json.dumps([config.others, [[i.id, i.name, i.bytes, *map(_told, i.lines)] for i in images]])
-    read = partial(_read, folder, images, config.others == "ignore")
+    others = config.others == "ignore" or (config.others == "ignore_in_training" and split == "train")
+    told = json.dumps([others, [[i.id, i.name, i.bytes, *map(_told, i.lines)] for i in images]])
+    read = partial(_read, folder, images, others)
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     return Source(count=len(images), fingerprint=fingerprint, read=read, problems=problems)
 

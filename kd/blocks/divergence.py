@@ -14,6 +14,13 @@ def share_of_mean(values: Tensor, images: Tensor) -> Tensor:
     return values.sum() / (values[0].numel() * images.clamp(min=1))
 
 
+def share_of_image_means(values: Tensor, image: Tensor, images: int, total: Tensor) -> Tensor:
+    """(N,) values, each of an image (N,) of this micro-batch's `images` -> this micro-batch's share of the mean, over
+    the `total` images of the global batch, of each image's own mean; that is 0 where an image has no value."""
+    counts = torch.bincount(image, minlength=images)
+    return (values / counts[image]).sum() / total.clamp(min=1)
+
+
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """(s - t)^2, cell by cell."""
     return (student.float() - teacher.float()).square()
@@ -47,3 +54,15 @@ def standardised_error(s_square: Tensor, t_square: Tensor, product: Tensor, cell
     # The floor keeps the gradient of a dead channel finite; it is a standard deviation of 1e-4.
     s_total, t_total = s_variance + 1e-8, t_variance + 1e-8
     return (s_variance / s_total + t_variance / t_total) / 2 - covariance / (s_total * t_total).sqrt()
+
+
+def root(sums: Tensor) -> Tensor:
+    """The square root of sums of squares, with gradient 0, not infinity, where they are 0."""
+    positive = sums > 0
+    return torch.where(positive, sums, 1).sqrt() * positive
+
+
+def distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """(B, ...) twice -> (B,): each image's root of the (weighted) sum of squared differences. A root over a whole batch
+    has no shares; these have."""
+    return root((squared_error(student, teacher) * weight).flatten(1).sum(dim=1))

@@ -1,7 +1,9 @@
-"""Random samples of positives and negatives, each image's a function of its key alone.
+"""Random samples and masks, each image's a function of its key alone.
 
-Shape letters: N answers of one image.
+Shape letters: N answers of one image, B images, H x W cells.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,3 +26,10 @@ def _first(mask: Tensor, chance: Tensor, count: Tensor | int) -> Tensor:
     order = torch.where(mask, chance, 2.0).argsort()
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return mask & (place < count)
+
+
+def chances(key: tuple[object, ...], images: Sequence[int], shape: tuple[int, int]) -> Tensor:
+    """(B, H, W) float64 on the CPU: even numbers in [0, 1) for every cell of every image, each image's a function of
+    `key` and its id alone."""
+    rows = [torch.from_numpy(uniforms(*key, image, count=shape[0] * shape[1])).view(shape) for image in images]
+    return torch.stack(rows)

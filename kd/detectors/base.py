@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from kd.backbones import mobilenetv2
 from kd.backbones.base import Backbone, BackboneConfig, evaluating
+from kd.blocks.answers import Answers
 from kd.blocks.fpn import FPN, Top, check_levels
 from kd.plugins import plugin, plugins
 
@@ -76,6 +77,11 @@ class Shapes:
     num_classes: int
     family: Literal["one_stage", "two_stage"] = "one_stage"
     """Papers give default loss weights by family."""
+    places: tuple[object, ...] = ()
+    """What the head's answers are of: the plug-in's name, then its anchors or locations, then how it codes boxes. Two
+    heads whose places are equal can be compared number by number, on one grid."""
+    bins: int | None = None
+    """The greatest distance of the distributions that its boxes are, where they are such."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,15 @@ class Detector(nn.Module, ABC):
     """(3,) buffer, in 0..1 RGB."""
     backbone: nn.Module
     """images (B, 3, H, W) -> tuple of stages; frozen and counted apart from the rest."""
+
+    def on_grid(self, strides: tuple[int, ...]) -> Self:
+        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
+        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
+        if len(strides) != len(self.shapes.strides):
+            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
+        other = copy(self)
+        other.shapes = replace(self.shapes, strides=strides)
+        return other
 
     def normalise(self, images: Tensor, geometry: Geometry) -> Tensor:
         """uint8 pixels (B, 3, H, W) -> float32, standardised, exactly zero on the padding."""
@@ -151,6 +166,11 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        """What these outputs, its own or a comparable teacher's, say place by place, and which places answer for which
+        of the batch's boxes by the detector's own assignment; of a detector of two stages, the second's regions."""
+
+    @abstractmethod
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
         """Scores, decoding, per-class non-maximum suppression and the cap on detections; boxes are clipped to each
         image's valid area."""
@@ -170,7 +190,9 @@ class PyramidDetector(Detector):
         num_classes: int,
         backbone: Backbone,
         top: Top,
+        places: tuple[object, ...],
         family: Literal["one_stage", "two_stage"] = "one_stage",
+        bins: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -184,6 +206,8 @@ class PyramidDetector(Detector):
             strides=tuple(2**level for level in config.levels),
             num_classes=num_classes,
             family=family,
+            places=(config.name, *places, *(() if bins is None else (f"bins {bins}",))),
+            bins=bins,
         )
 
     def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
@@ -194,15 +218,6 @@ class PyramidDetector(Detector):
         else:
             stages = self.backbone(images)
         return Taps(c5=stages[-1], pyramid=self.fpn(stages))
-
-    def on_grid(self, strides: tuple[int, ...]) -> Self:
-        """The same detector, sharing its weights, for pyramids whose levels have other strides: to run a teacher's head
-        on taps aligned to a student's grid, with the student's geometry and proposals, in the student's pixels."""
-        if len(strides) != len(self.shapes.strides):
-            raise ValueError(f"the head knows {len(self.shapes.strides)} levels, got strides {strides}")
-        other = copy(self)
-        other.shapes = replace(self.shapes, strides=strides)
-        return other
 
     def keep_classes(self, classes: Sequence[int]) -> None:
         """See `Detector.keep_classes`."""

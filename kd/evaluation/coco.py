@@ -6,17 +6,15 @@ Shape letters: T IoU thresholds, R recall points, K classes, A size ranges, M de
 import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_sharding.record import Category, Record
+from data_sharding.record import Category
 from kd.detectors.base import Detections
+from kd.evaluation.truth import GroundTruth, xywh
 
 _FAR = 1e5
-_NO_SIZE = -1.0
-"""px^2: an area in no size range."""
 _COCO_SIZES = {"all": (0.0, _FAR), "small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, _FAR)}
 FINE_SIZES: dict[str, tuple[float, float]] = {"0_8": (0, 8), "8_16": (8, 16), "16_32": (16, 32)}
 """Size ranges within COCO's `small`: name -> (least, greatest) side in pixels, compared as squares with the area."""
@@ -25,54 +23,6 @@ FINE_SIZES: dict[str, tuple[float, float]] = {"0_8": (0, 8), "8_16": (8, 16), "1
 def size_classes(edges: Sequence[int]) -> dict[str, tuple[float, float]]:
     """Rising edges in pixels -> named size ranges from 0: (8, 16) -> {"0_8": (0, 8), "8_16": (8, 16)}."""
     return {f"{low}_{high}": (float(low), float(high)) for low, high in zip((0, *edges), edges, strict=False)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundTruth:
-    """The labels of a split in original image pixels, in pycocotools' form, without any pixels."""
-
-    categories: tuple[Category, ...]
-    """The class of label i is the i-th."""
-    image_ids: tuple[int, ...]
-    annotations: tuple[dict[str, Any], ...]
-
-    @staticmethod
-    def from_records(records: Iterable[Record], categories: Sequence[Category]) -> "GroundTruth":
-        """Read the labels of `records`, one at a time.
-
-        Crowds become `iscrowd`. Every ignored region becomes a crowd of every class: a detection that lies in it to the
-        IoU threshold's share of its own area, and matches no object, counts neither way.
-
-        Difficult objects (Pascal VOC) need not be found, and a detection of one counts neither way. pycocotools
-        overwrites `ignore`, but ignores what is of no size range: that is the area they get. The second detection of
-        one difficult object counts as wrong here, unlike in VOC's own evaluation.
-        """
-        ids: list[int] = []
-        annotations: list[dict[str, Any]] = []
-        for record in records:
-            ids.append(record.image_id)
-            areas = np.where(record.difficult, _NO_SIZE, record.areas)
-            for box, label, area, crowd in zip(record.boxes, record.labels, areas, record.crowd, strict=True):
-                annotations.append(
-                    _annotation(record.image_id, box, categories[int(label)].id, float(area), bool(crowd))
-                )
-            for region in record.ignore_regions:
-                annotations += [_annotation(record.image_id, region, c.id, _area(region), True) for c in categories]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"image ids must be unique, {len(ids) - len(set(ids))} of {len(ids)} are repeated")
-        return GroundTruth(categories=tuple(categories), image_ids=tuple(ids), annotations=tuple(annotations))
-
-    def subset(self, image_ids: Iterable[int]) -> "GroundTruth":
-        """The same labels for some of the images only."""
-        wanted = set(image_ids)
-        unknown = sorted(wanted - set(self.image_ids))
-        if unknown:
-            raise ValueError(f"no images with ids {unknown[:5]} among the {len(self.image_ids)} of the ground truth")
-        return GroundTruth(
-            categories=self.categories,
-            image_ids=tuple(i for i in self.image_ids if i in wanted),
-            annotations=tuple(a for a in self.annotations if a["image_id"] in wanted),
-        )
 
 
 def evaluate(
@@ -120,7 +70,7 @@ def to_coco_results(detections: Mapping[int, Detections], categories: Sequence[C
     for image_id, found in detections.items():
         rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
         results += [
-            {"image_id": image_id, "category_id": categories[label].id, "bbox": _xywh(box), "score": score}
+            {"image_id": image_id, "category_id": categories[label].id, "bbox": xywh(box), "score": score}
             for box, score, label in rows
         ]
     return results
@@ -207,24 +157,3 @@ def _summary(
 def _mean(values: np.ndarray) -> float:
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
-
-
-def _annotation(image_id: int, box: np.ndarray, category_id: int, area: float, crowd: bool) -> dict[str, Any]:
-    corners = [float(x) for x in box]
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": _xywh(corners),
-        "area": area,
-        "iscrowd": int(crowd),
-        "ignore": 0,
-    }
-
-
-def _xywh(box: Sequence[float]) -> list[float]:
-    x1, y1, x2, y2 = box
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _area(box: np.ndarray) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))

@@ -188,7 +188,7 @@ class Loss(Method):
         return terms
 
 
-class Assistant(base.Assistant):
+class Assistant(base.PyramidAssistant):
     """CSA: one cross-attention per pyramid level (eqs. 3-6)."""
 
     def __init__(self, config: Config, pair: Pair) -> None:

@@ -20,6 +20,7 @@ from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
 from kd import student
 from kd.detectors.base import Detections
+from kd.methods.base import PyramidAssistant
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher
 from tests.kd import fake
@@ -174,7 +175,9 @@ def test_an_assistant_may_have_a_head_of_the_students_make(tmp_path: Path) -> No
     student = build.build_student(config, 10)
     teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
     taught = build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu"))
-    own = taught.assistants["scalekd"].assistant.predictor(student)
+    assistant = taught.assistants["scalekd"].assistant
+    assert isinstance(assistant, PyramidAssistant)
+    own = assistant.predictor(student)
     assert own is not student
     mine, its = ({n: p.shape for n, p in d.named_parameters() if n.startswith("head.")} for d in (own, student))
     assert mine == its

@@ -62,6 +62,7 @@ METHODS: dict[str, Mapping[str, MethodConfig]] = {
     "pkd": {"pkd": pkd.Config()},
     "pkd by image": {"pkd": pkd.Config(statistics="image")},
 }
+METHODS |= {name: {name: config} for name, config in runs.every_method().items() if name not in METHODS}
 
 
 @pytest.mark.parametrize(

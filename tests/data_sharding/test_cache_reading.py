@@ -131,7 +131,7 @@ def test_several_threads_read_what_one_reads(
 
     def look(turn: int) -> bool:
         position = turn * 5 % len(dataset)
-        cache.expect([(position + 1) % len(dataset)], [0])
+        cache.bring([(position + 1) % len(dataset)], [0])
         found = read(cache, [position], [position % 2])
         return all(torch.equal(a, b) for a, b in zip(found, expected[position], strict=True))
 
@@ -151,7 +151,7 @@ def test_pages_that_are_expected_are_brought_in_once(cache_folder: Path, key: Ca
     cache._pages = Pages(advise)
     positions = one_canvas(views, 0)[:2]
     for _ in range(3):
-        cache.expect(positions, [0, 0])
+        cache.bring(positions, [0, 0])
     cache._bringing.shutdown(wait=True)
     populated = [(address, length) for address, length, advice in asked if advice == MADV_POPULATE_READ]
     assert len(populated) == len(set(populated)) == 2
@@ -167,12 +167,12 @@ def test_a_damaged_file_is_told_to_whoever_reads_it_not_to_whoever_expects_it(
     cache = TeacherCache.open(cache_folder, key)
     for path in cache_folder.glob("v*/*.arrow"):
         path.write_bytes(bytes(100))
-    cache.expect([0], [0])
+    cache.bring([0], [0])
     cache._bringing.shutdown(wait=True)
     with pytest.raises(Exception, match="got 100 bytes"):
         cache.read([0], [0])
     with pytest.raises(IndexError, match="has no image"):
-        cache.expect([10_000], [0])
+        cache.bring([10_000], [0])
 
 
 def test_a_kernel_that_cannot_populate_is_named_once_and_pages_are_touched() -> None:

@@ -46,6 +46,12 @@ class Head:
         words = ["submit", "--address", self.address, "--submission-id", name, "--working-dir", "."]
         return self._ray([*words, "--", "python", "-m", "cluster.train", *settings], log, token=token)
 
+    def send(self, log: Path, *settings: str) -> subprocess.Popen[bytes]:
+        """The same by `python -m cluster.submit`."""
+        words = [sys.executable, "-m", "cluster.submit", *settings, "--address", self.address]
+        with log.open("ab") as out:
+            return subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out, env=dict(self.environment))
+
     def stop(self, name: str, log: Path) -> int:
         """`ray job stop`; its exit code."""
         return self._ray(["stop", "--address", self.address, name], log).wait(timeout=PATIENCE)

@@ -39,11 +39,13 @@ def test_a_recipe_as_a_job(tmp_path: Path) -> None:
         _stop_in_the_middle(head, storage, logs)
         assert stranger.wait(timeout=PATIENCE) == 1
         lost = head.submit("lost", logs / "lost", "digits_student")
-        again = head.submit("again", logs / "again", *settings(storage, "disturbed"))
+        other = head.send(logs / "other", *settings(storage, "disturbed"), "optim.lr=0.123")
+        again = head.send(logs / "again", *settings(storage, "disturbed"))
         whole = head.submit("whole", logs / "whole", *settings(storage, "undisturbed"))
         assert again.wait(timeout=PATIENCE) == 0, (logs / "again").read_text()
         assert whole.wait(timeout=PATIENCE) == 0, (logs / "whole").read_text()
         assert lost.wait(timeout=PATIENCE) == 1
+        assert other.wait(timeout=PATIENCE) == 2  # the command's own code, which `ray job submit` turns into 1
         packages = head.packages()
         sent = [[p for p in package.rglob("*") if p.is_file()] for package in packages]
         total = [sum(p.stat().st_size for p in files) for files in sent]
@@ -51,6 +53,7 @@ def test_a_recipe_as_a_job(tmp_path: Path) -> None:
     assert "RAY_AUTH_TOKEN" in (logs / "stranger").read_text()
     assert not (storage / "stranger").exists()
     assert "inside a job every path must be absolute" in (logs / "lost").read_text()
+    assert "was begun with another recipe" in (logs / "other").read_text()
     _same_weights(storage)
     _plain_lines((logs / "whole").read_text())
     assert packages

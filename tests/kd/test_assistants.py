@@ -13,7 +13,7 @@ from kd.backbones.base import Norm
 from kd.detectors import fcos
 from kd.detectors.base import Detector
 from kd.distiller import Distiller, Moment
-from kd.methods.base import Assistant
+from kd.methods.base import PyramidAssistant
 from kd.step import global_totals
 from kd.teacher import LiveTeacher
 from tests.kd import runs
@@ -22,7 +22,7 @@ from tests.kd.runs import Run, scale_kd
 RUN = Run(distill={"scalekd": scale_kd()})
 
 
-class Line(Assistant):
+class Line(PyramidAssistant):
     """Adds one learned map; `idle` is never used."""
 
     def __init__(self, refresh: bool = True) -> None:
@@ -81,6 +81,44 @@ def test_state_comes_back_to_the_bit() -> None:
     learn(one)
     learn(other)
     assert torch.equal(runs.weights({"": one}), runs.weights({"": other}))
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(None, 1.0), (100.0, 1.0), (0.5, 0.1)])
+def test_clipping_scales_the_gradient_of_the_whole_step(clip: float | None, expected: float) -> None:
+    """Parts of 3 and 2 make a gradient of length 5, which plain SGD shows."""
+
+    class Clipped(Line):
+        def optimizer(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    assistant = Clipped()
+    assistant.clip = clip
+    trainer = AssistantTrainer(assistant, World())
+    for part in (3.0, 2.0):
+        trainer.learn(part * assistant.weight[0])
+    trainer.step()
+    torch.testing.assert_close(assistant.weight.detach(), torch.tensor([2.0 - 5 * expected, -1.0]))
+
+
+def test_a_schedule_multiplies_the_learning_rate_also_after_a_resume() -> None:
+    class Fading(Line):
+        def optimizer(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def rate(self, progress: float) -> float:
+            return 1 - progress
+
+    def learn(trainer: AssistantTrainer, progress: float) -> None:
+        trainer.learn(trainer.assistant.get_parameter("weight").sum())
+        trainer.step(progress)
+
+    one, other = AssistantTrainer(Fading(), World()), AssistantTrainer(Fading(), World())
+    learn(one, 0.5)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for trainer in (one, other):
+        learn(trainer, 0.75)
+        expected = torch.tensor([2.0, -1.0]) - 0.1 * (0.5 + 0.25)
+        torch.testing.assert_close(trainer.assistant.get_parameter("weight").detach(), expected)
 
 
 # ---- through the student's head
@@ -234,6 +272,7 @@ def test_an_own_head_gives_the_advice() -> None:
     student, assistant = runs.detector(0), trainers["scalekd"].assistant
     with torch.no_grad():
         taps = student.features(student.normalise(batch.images, batch.geometry))
+        assert isinstance(assistant, PyramidAssistant)
         own = assistant.predictor(student)
         assert own is not student
         advice = own.predict(assistant(taps.pyramid, teacher(batch).pyramid), batch.geometry)

@@ -8,7 +8,8 @@ import torch
 
 from data_sharding.record import Category, Record
 from kd.detectors.base import Detections
-from kd.evaluation.coco import GroundTruth, check_complete, evaluate, merge, to_coco_results, to_original
+from kd.evaluation.coco import check_complete, evaluate, merge, to_coco_results, to_original
+from kd.evaluation.truth import GroundTruth
 
 FIXTURE = Path(__file__).parents[2] / "../shared/data/fixtures/coco"
 CLASSES = (Category(id=3, name="car"), Category(id=1, name="person"))

@@ -1,6 +1,7 @@
 """Promises of every method file, and each method against its formula written out in loops."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from data_sharding.batch import Taps
+from data_sharding.batch import Batch, Taps
+from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.methods import cwd, fitnet, pkd, scalekd
-from kd.methods.base import Advice, Method, MethodConfig
+from kd.methods import clsd, cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd
+from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
 from tests.kd.detecting import DETECTORS
@@ -25,9 +27,26 @@ METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
-SYMMETRIC: dict[str, MethodConfig] = {"scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"))}
+# A generator restores what was masked, and errs.
+SYMMETRIC: dict[str, MethodConfig] = {
+    "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
+    "mgd": mgd.Config(share=0.0, layers=0),
+    "mkd": mkd.Config(zeta=0.0),
+    "icd": icd.Config(values="shared"),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
+}
+# What a method cannot be without: a classifier's weights.
+USUAL: dict[str, Callable[[], MethodConfig]] = {
+    "clsd": lambda: clsd.Config(weights=fake.classifier(), classifier=fake.CLASSIFIER, crop=32)
+}
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
-DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
+DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image"), "hkd": hkd.Config(scale="none")}
+# Terms divided by a moving average begin at 1, whatever the teacher.
+PLAIN: dict[str, MethodConfig] = {"hkd": hkd.Config(scale="none")}
+# Without boxes there are no positions near them, or none that answer for them.
+NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd", "icd"}
+# An assistant whose width must fit the narrow taps of these tests.
+NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +56,26 @@ def _one_thread_one_seed() -> None:
 
 
 def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES) -> Method:
-    return module.Loss(config or module.Config(), fake.pair(teacher=teacher))
+    return module.Loss(config or usual(module), fake.pair(teacher=teacher))
+
+
+def usual(module: ModuleType) -> MethodConfig:
+    name = short_name(module)
+    return PLAIN[name] if name in PLAIN else USUAL.get(name, module.Config)()
+
+
+def adviser(
+    module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES
+) -> Assistant | None:
+    """A new assistant of the method, if it has one."""
+    if not hasattr(module, "Assistant"):
+        return None
+    return module.Assistant(config or NARROW.get(short_name(module), module.Config()), fake.pair(teacher=teacher))
+
+
+def imitation(terms: dict[str, Tensor]) -> float:
+    """The sum of the terms that compare with the teacher, not with labels or an assistant."""
+    return sum(term.item() for name, term in terms.items() if name not in ("cls", "box"))
 
 
 def short_name(module: ModuleType) -> str:
@@ -54,7 +92,9 @@ def test_terms_are_finite_scalars_that_never_reach_the_teacher(
     shapes = fake.wider() if wide else fake.SHAPES
     student = fake.require_grad(fake.taps(images, 1, canvas=canvas))
     teacher = fake.require_grad(fake.taps(images, 2, shapes, canvas))
-    terms = fake.run(build(module, teacher=shapes), student, teacher, fake.batch(images, boxes, canvas=canvas))
+    batch = fake.batch(images, boxes, canvas=canvas)
+    assistant = adviser(module, teacher=shapes)
+    terms = fake.run(build(module, teacher=shapes), student, teacher, batch, assistant=assistant)
     assert terms
     for term in terms.values():
         assert term.shape == ()
@@ -70,9 +110,11 @@ def test_terms_are_finite_scalars_that_never_reach_the_teacher(
 def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: int) -> None:
     shapes, method = fake.wider(), build(module, teacher=fake.wider())
     student = fake.require_grad(fake.taps(2, 1))
-    terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes))
+    assistant = adviser(module, teacher=shapes)
+    terms = fake.run(method, student, fake.taps(2, 2, shapes), fake.batch(2, boxes), assistant=assistant)
     torch.stack(list(terms.values())).sum().backward()
-    assert any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
+    moved = any(x.grad is not None and x.grad.abs().max() > 0 for x in fake.tensors(student))
+    assert moved == (boxes > 0 or short_name(module) not in NEAR_OBJECTS)
     dead = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert dead == []
 
@@ -80,11 +122,14 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
 @every_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
-    method = build(module, SYMMETRIC.get(short_name(module)))
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
+    config = SYMMETRIC.get(short_name(module))
+    method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
     student = fake.require_grad(teacher)
-    terms = fake.run(method, student, teacher, fake.batch(2))
-    assert terms.get("feat", torch.zeros(())).item() == pytest.approx(0, abs=1e-5)
+    terms = fake.run(method, student, teacher, fake.batch(2), assistant=assistant)
+    assert imitation(terms) == pytest.approx(0, abs=1e-5)
     torch.stack(list(terms.values())).sum().backward()
     for x in fake.tensors(student):
         assert x.grad is None or x.grad.abs().max() < 1e-5
@@ -92,23 +137,70 @@ def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> N
 
 @every_method
 def test_bf16_autocast_agrees_with_fp32(module: ModuleType) -> None:
-    method, detector = build(module), fake.FakeDetector()
+    method, detector, assistant = build(module), fake.FakeDetector(), adviser(module)
     student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), fake.batch(2)
-    exact = fake.run(method, student, teacher, batch, detector)
+    exact = fake.run(method, student, teacher, batch, detector, assistant)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = fake.run(method, student, teacher, batch, detector)
+        rough = fake.run(method, student, teacher, batch, detector, assistant)
     for name, term in rough.items():
         torch.testing.assert_close(term.float(), exact[name], rtol=0.05, atol=1e-3)
 
 
 @every_method
 def test_only_declared_taps_are_read(module: ModuleType) -> None:
-    method, teacher, detector = build(module), fake.taps(2, 2), fake.FakeDetector()
+    method, teacher, detector, assistant = build(module), fake.taps(2, 2), fake.FakeDetector(), adviser(module)
     reads = method.reads
+    assert bool(reads) == module.Config().taught
     assert reads <= {"c5", "pyramid"}
     declared = Taps(teacher.c5 if "c5" in reads else None, teacher.pyramid if "pyramid" in reads else ())
     student, batch = fake.taps(2, 1), fake.batch(2)
-    assert fake.run(method, student, declared, batch, detector) == fake.run(method, student, teacher, batch, detector)
+    found, whole = (fake.run(method, student, shown, batch, detector, assistant) for shown in (declared, teacher))
+    assert found == whole
+
+
+@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Config().sparse_suffices])
+@pytest.mark.parametrize("boxes", ["usual", "tiny", "border", "all", "crowd"])
+def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str, boxes: str) -> None:
+    """So a cache of the stored positions gives what the live teacher gives, whatever stands in place of the rest."""
+    method, batch, student, teacher = build(METHODS[name]), odd_batch(boxes), fake.taps(2, 1), fake.taps(2, 2)
+    kept = foreground_cells(batch.boxes, fake.CANVAS, fake.STRIDES, METHODS[name].Config().reads_within)
+    pairs = zip(kept, teacher.pyramid, strict=True)
+    stored = Taps(None, tuple(torch.where(held[:, None], x, torch.nan) for held, x in pairs))
+    assert boxes == "all" or any(x.isnan().any() for x in stored.pyramid)
+    live, cached = fake.run(method, student, teacher, batch), fake.run(method, student, stored, batch)
+    assert cached == live
+    assert live["feat"] > 0
+
+
+@every_method
+@pytest.mark.parametrize("boxes", ["tiny", "border", "all", "crowd"])
+def test_odd_boxes_give_finite_terms_and_gradients(module: ModuleType, boxes: str) -> None:
+    student, method = fake.require_grad(fake.taps(2, 1)), build(module)
+    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes), assistant=adviser(module))
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.isfinite() for term in terms.values())
+    found = [*fake.tensors(student), *method.parameters()]
+    assert all(x.grad is None or x.grad.isfinite().all() for x in found)
+
+
+def odd_batch(boxes: str) -> Batch:
+    """Two images, one of them with boxes of one pixel, at the border, over everything, or many over each other."""
+    height, width = fake.CANVAS
+    x, y = torch.meshgrid(torch.arange(0.0, 60, 6), torch.arange(0.0, 60, 6), indexing="ij")
+    corners = torch.stack([x, y], dim=-1).reshape(-1, 2)
+    found = {
+        "usual": fake.batch(1).boxes[0],
+        "tiny": torch.tensor([[9.0, 9.0, 10.0, 10.0], [15.5, 31.5, 16.5, 32.5], [40.0, 40.0, 40.0, 40.0]]),
+        "border": torch.tensor(
+            [[0.0, 0.0, 1.0, 1.0], [width - 1.0, height - 1.0, width, height], [width - 20.0, 0.0, width, height]]
+        ),
+        "all": torch.tensor([[0.0, 0.0, width, height]]),
+        "crowd": torch.cat([corners, corners + 30], dim=1),
+    }[boxes]
+    usual, count = fake.batch(2, 0), float(len(found))
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    batch = replace(usual, boxes=(none[0], found), labels=(none[1], torch.zeros(len(found), dtype=torch.int64)))
+    return batch.with_totals({name: torch.tensor(count) for name in usual.totals} | {"images": torch.tensor(2.0)})
 
 
 @every_method
@@ -116,17 +208,15 @@ def test_only_declared_taps_are_read(module: ModuleType) -> None:
 def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, wide: bool) -> None:
     shapes = fake.wider() if wide else fake.SHAPES
     method = build(module, DIVISIBLE.get(short_name(module)), shapes)
-    detector, teacher = fake.FakeDetector(), fake.taps(3, 2, shapes)
+    detector, teacher, assistant = fake.FakeDetector(), fake.taps(3, 2, shapes), adviser(module, teacher=shapes)
 
     def losses_and_gradients(parts: list[slice]) -> tuple[dict[str, float], list[Tensor]]:
         student = fake.require_grad(fake.taps(3, 1))
         method.zero_grad()
         sums: dict[str, float] = {}
         for part in parts:
-            images = len(range(3)[part])
-            terms = fake.run(
-                method, fake.rows(student, part), fake.rows(teacher, part), fake.batch(images, totals=3), detector
-            )
+            batch = fake.batch(len(range(3)[part]), totals=3, first=part.start)
+            terms = fake.run(method, fake.rows(student, part), fake.rows(teacher, part), batch, detector, assistant)
             torch.stack(list(terms.values())).sum().backward()
             sums |= {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
         found = [*fake.tensors(student), *(p for p in method.parameters() if p.requires_grad)]
@@ -137,15 +227,22 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
+def feat(terms: dict[str, Tensor]) -> float:
+    """The feature term, or all of a method that has none."""
+    return terms.get("feat", torch.stack(list(terms.values())).sum()).item()
+
+
 @every_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
-    method, detector, batch = build(module), fake.FakeDetector(), fake.batch(3)
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
+    method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = fake.run(method, student, teacher, batch, detector)["feat"].item()
+    right = feat(fake.run(method, student, teacher, batch, detector, assistant))
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = fake.run(method, student, turned, batch, detector)["feat"].item()
+    wrong = feat(fake.run(method, student, turned, batch, detector, assistant))
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -160,6 +257,8 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
 
 @every_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
     with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):
@@ -170,22 +269,32 @@ def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
 @pytest.mark.parametrize("kind", DETECTORS.values(), ids=DETECTORS.keys())
 def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleType) -> None:
     """The whole way with real detectors: features, alignment, assistant, losses, gradient to the backbone."""
-    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6)) for width in (32, 16))
+    bins = {"bins": 8} if short_name(module) == "ld" and short_name(kind) != "faster_rcnn" else {}
+    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6), **bins) for width in (32, 16))
     pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
-    method = module.Loss(module.Config(), pair)
+    if short_name(module) == "ld" and not bins:
+        with pytest.raises(ValueError, match="set bins to 16"):
+            module.Loss(module.Config(), pair)
+        return
+    method = module.Loss(usual(module), pair)
     batch = fake.batch(2, canvas=(64, 96))
-    batch = batch.with_totals({"images": torch.tensor(2.0)} | student.counts(batch))
+    batch = batch.with_totals({"images": torch.tensor(2.0), "boxes": torch.tensor(4.0)} | student.counts(batch))
     pixels = torch.randn(2, 3, 64, 96)
     taps = student.features(pixels)
     with torch.no_grad():
         doubled = teacher.features(F.interpolate(pixels, scale_factor=2.0))
     aligned = align(doubled, teacher.shapes, student.shapes, 2)
     check_grid(aligned, student.shapes, (64, 96))
-    pyramid = taps.detach().pyramid
-    if hasattr(module, "Assistant"):
-        pyramid = module.Assistant(module.Config(), pair)(pyramid, aligned.pyramid)
     outputs = student.predict(taps.pyramid, batch.geometry, sampling=batch)
-    advice = Advice(student, student.predict(pyramid, batch.geometry, outputs.proposals or None))
+    advice = Advice(student, student.predict(taps.detach().pyramid, batch.geometry, outputs.proposals or None))
+    if hasattr(module, "Assistant"):
+        assistant = module.Assistant(module.Config(), pair)
+        seen = replace(fake.scene(taps, aligned, batch, student), proposals=outputs.proposals or None)
+        advice = assistant.advise(assistant.watch(seen), seen).detach()
+    if method.needs_head:
+        head = teacher.on_grid(student.shapes.strides)
+        told = head.predict(aligned.pyramid, batch.geometry, outputs.proposals or None)
+        advice = replace(advice, ask=lambda: told.detach())
     terms = method.losses(taps, outputs, aligned, batch, advice)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())

@@ -34,7 +34,7 @@ def test_totals_of_images_without_boxes() -> None:
     batch = runs.part_of(runs.images_of(0), slice(1, 2))
     assert not len(batch.boxes[0])
     totals = global_totals(Distiller(runs.detector(0), {}), [batch], World())
-    assert {name: value.item() for name, value in totals.items()} == {"images": 1.0, "positives": 0.0}
+    assert {name: value.item() for name, value in totals.items()} == {"images": 1.0, "boxes": 0.0, "positives": 0.0}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
@@ -42,6 +42,7 @@ def test_totals_span_all_micro_batches(accumulate: int) -> None:
     distiller = Distiller(runs.detector(0), {})
     totals = global_totals(distiller, runs.micro_batches(0, World(), accumulate), World())
     assert totals["images"] == 4
+    assert totals["boxes"] == sum(len(boxes) for boxes in runs.images_of(0).boxes) == 10
     assert totals["positives"] == distiller.student.counts(runs.images_of(0))["positives"] > 10
 
 
