@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch % (resources.workers * optim.accumulate):
+    if optim.batch < resources.workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared evenly by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take a multiple of {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
@@ -75,7 +75,7 @@ def _about_teachers(config: "RunConfig") -> list[str]:
 def _about_codecs(config: "RunConfig", number: int) -> list[str]:
     """A cache of foreground alone, and a method that reads elsewhere."""
     teacher = config.teachers[number]
-    everywhere = {name: settings for name, settings in config.distill.items() if not settings.sparse_suffices}
+    everywhere = {name: s for name, s in config.distill.items() if s.taught and not s.sparse_suffices}
     if not teacher.cache or not everywhere:
         return []
     named = {"codec": teacher.codec} | {f"tap_codecs.{tap}": codec for tap, codec in teacher.tap_codecs.items()}

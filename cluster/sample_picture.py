@@ -14,9 +14,10 @@ from torch import Tensor
 from cluster.grammar import ConfigError
 from cluster.pictures import COLOURS
 from data_sharding import images
+from data_sharding.cache_batch import BatchCopy
+from data_sharding.cache_buffers import BatchBuffers
 from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import CachedSample, read_row
-from data_sharding.codecs import decode
+from data_sharding.cache_rows import StoredRow, read_row
 from data_sharding.record import Record
 from data_sharding.record_codec import SCHEMA
 from data_sharding.record_codec import decode as decode_record
@@ -80,10 +81,10 @@ def of_cache(
     return rows
 
 
-def _sample(place: Place, manifest: Mapping[str, Any], index: Mapping[str, np.ndarray], number: int) -> CachedSample:
+def _sample(place: Place, manifest: Mapping[str, Any], index: Mapping[str, np.ndarray], number: int) -> StoredRow:
     shard, row = int(index["shard"][number]), int(index["row"][number])
     reader = pa.ipc.open_file(_shard(place, manifest, shard))
-    return read_row(reader.get_batch(row), stored_key(manifest))[0]
+    return read_row(reader.get_batch(row), stored_key(manifest))
 
 
 def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
@@ -95,13 +96,14 @@ def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
     return content
 
 
-def _energies(sample: CachedSample, key: CacheKey) -> list[np.ndarray]:
+def _energies(sample: StoredRow, key: CacheKey) -> list[np.ndarray]:
     """Per tap the root mean square over the channels, (h, w); not a number where nothing is stored."""
-    sizes = key.layout.sizes(sample.canvas[:2])
+    batch = BatchCopy([sample], key, BatchBuffers(pin=False))
+    batch.copy(0, check=False)
     maps = []
-    for tap, name, codec, channels, size in zip(sample.taps, key.taps, key.codecs, key.channels, sizes, strict=True):
-        energy = decode(tap, codec, (channels, *size), level=name).float().square().mean(0).sqrt().numpy()
-        maps.append(np.where(energy > 0, energy, np.nan) if tap.rows < energy.size else energy)
+    for tap, rows in zip(batch.taps(), sample.rows, strict=True):
+        energy = tap.maps()[0].float().square().mean(0).sqrt().numpy()
+        maps.append(np.where(energy > 0, energy, np.nan) if rows < energy.size else energy)
     return maps
 
 
@@ -114,7 +116,7 @@ def _span(energy: np.ndarray) -> str:
 
 
 def _seen(
-    place: Place, key: CacheKey, data: Path | None, position: int, sample: CachedSample
+    place: Place, key: CacheKey, data: Path | None, position: int, sample: StoredRow
 ) -> tuple[Record, View, list[str]] | None:
     """The record, its view and the classes' names, where the packed split is at hand."""
     folders = [data] if data is not None else sorted(Path(place.location).parent.parent.glob("data/*/*"))

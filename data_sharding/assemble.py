@@ -66,6 +66,8 @@ class Assembler:
         jittered = self._pixels(len(samples), canvas, self.factor) if jitter_key else None
         factors = dict.fromkeys((self.factor, *self.further_factors))
         clean = {f: self._pixels(len(samples), canvas, f) for f in factors}
+        for cache in self.caches.values():
+            cache.bring([s.position for s in samples], [s.view for s in samples])
         jobs = [
             self.pool.submit(self._image, i, s, v, clean, jittered, jitter_key)
             for i, (s, v) in enumerate(zip(samples, views, strict=True))
@@ -133,7 +135,14 @@ class Assembler:
             views=tuple(s.view for s in samples),
             scaled_images={f: clean[f] for f in kept_clean},
             cached=taps,
+            scales=torch.tensor([_scale(v) for v in views], dtype=torch.float32) * self.factor,
         )
+
+
+def _scale(view: View) -> tuple[float, float]:
+    """Canvas pixels per source pixel, down and across."""
+    _, _, width, height = view.crop
+    return view.size[0] / height, view.size[1] / width
 
 
 def _results(futures: Mapping[str, Future[StoredTaps]]) -> dict[str, StoredTaps]:

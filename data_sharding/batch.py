@@ -107,6 +107,8 @@ class Batch:
     """For live teachers that see more pixels: factor -> (B, 3, factor * H, factor * W) uint8."""
     cached: Mapping[str, StoredTaps] = field(default_factory=dict)
     """For cached teachers: teacher's name -> its taps on the student's grid, encoded as they were stored."""
+    scales: Tensor | None = None
+    """(B, 2) float32: canvas pixels per source pixel, down and across; None: unknown."""
     key: tuple[object, ...] = ()
     """What the random draws of its images are keyed with beside purpose and image: the run's seed and the epoch."""
     totals: Mapping[str, Tensor] = field(default_factory=dict)
@@ -135,4 +137,5 @@ class Batch:
             ignore=tuple(move(x) for x in self.ignore),
             scaled_images={factor: move(x) for factor, x in self.scaled_images.items()},
             cached={name: taps.to(device) for name, taps in self.cached.items()},
+            scales=None if self.scales is None else move(self.scales),
         )
