@@ -74,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="timed per kind and round")
     parser.add_argument("--threads", type=int, default=2, help="of torch on the processor")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose images are stored")
     parser.add_argument(
         "--storage", type=Path, default=ROOT / "runs" / "sweep_cost", help="packed images and the cache"
     )
@@ -85,7 +86,9 @@ def _options() -> argparse.Namespace:
 def prepare(preset: Preset, options: argparse.Namespace) -> tuple[Setup, Split]:
     """The recipe, with the images packed and a teacher of its make."""
     folder, name = options.data, options.split
-    train = coco.Split(images=folder / "normal_json" / name, annotations=folder / "coco" / f"instances_{name}.json")
+    name = options.split
+    images, labels = options.data / "normal_json" / name, options.data / "coco" / f"instances_{name}.json"
+    train = coco.Split(images=images, annotations=labels)
     setup = Setup(
         data=coco.Config(train=train, val=train, ignore_categories=("DontCare",)),
         storage=options.storage,
@@ -135,14 +138,15 @@ def report(content: Mapping[str, Any]) -> None:
     """The steps that were measured, and what they make of a sweep."""
     rounds, steps, built = content["rounds"], content["steps"], content["build"]
     samples = content["images"] * content["views"]
+    print(f"\n{content['method']} on HIT-UAV, {content['cores']} cores, {content['threads']} threads of torch")
     print(
-        f"\n{content['method']} on HIT-UAV, {content['cores']} cores, {content['threads']} threads of torch, "
-        f"{len(rounds)} rounds\ncache ({content['codec']}): {content['images']} images x {content['views']} views = {samples} samples, "
+        f"cache ({content['codec']}): {content['images']} images x {content['views']} views = {samples} samples, "
         f"{content['bytes'] / 1e6:.0f} MB, built in {built:.0f} s ({1e3 * built / samples:.1f} ms each)"
     )
     wall = {name: median(r[name][0] for r in rounds) for name in ("live", "cached", "student alone")}
     ratios = sorted(r["live"][0] / r["cached"][0] for r in rounds)
-    print("seconds per step of", content["batch"], "images:", ", ".join(f"{n} {s:.3f}" for n, s in wall.items()))
+    seconds = ", ".join(f"{name} {s:.3f}" for name, s in wall.items())
+    print(f"seconds per step of {content['batch']} images, medians of {len(rounds)} rounds: {seconds}")
     print(f"live / cached: {median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})\n")
     print(f"{'students':>9} {'steps each':>11} {'live, min':>10} {'cache + cached, min':>20} {'live / cache':>13}")
     for length in (steps, 10 * steps):
