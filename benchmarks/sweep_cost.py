@@ -85,7 +85,6 @@ def _options() -> argparse.Namespace:
 
 def prepare(preset: Preset, options: argparse.Namespace) -> tuple[Setup, Split]:
     """The recipe, with the images packed and a teacher of its make."""
-    folder, name = options.data, options.split
     name = options.split
     images, labels = options.data / "normal_json" / name, options.data / "coco" / f"instances_{name}.json"
     train = coco.Split(images=images, annotations=labels)
