@@ -12,7 +12,7 @@ import xxhash
 
 from data_sharding import shards
 from data_sharding.cache_key import CacheKey
-from data_sharding.codecs import Encoded, codec
+from data_sharding.codecs import Encoded, row_bytes
 
 
 class ShardCorrupt(shards.ShardCorrupt):
@@ -72,7 +72,11 @@ def schema(key: CacheKey) -> pa.Schema:
             ("feat", pa.large_binary()),
             ("pixels", pa.binary()),
         ],
-        metadata={"minnow.cache_format": str(key.format), "minnow.cache_uid": key.uid, "minnow.codec": key.codec},
+        metadata={
+            "minnow.cache_format": str(key.format),
+            "minnow.cache_uid": key.uid,
+            "minnow.codecs": ",".join(key.codecs),
+        },
     )
 
 
@@ -101,8 +105,8 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> tuple[CachedSample, int]:
     """
     image_id, view, canvas, npos, checksum, scale, mask = (batch.column(i)[0].as_py() for i in range(7))
     feat = _only_value(batch.column(7))
-    row_bytes = [codec(key.codec).row_bytes(c) for c in key.channels]
-    ends = [0, *accumulate(n * b for n, b in zip(npos, row_bytes, strict=True))]
+    width = map(row_bytes, key.coding, key.channels)
+    ends = [0, *accumulate(n * b for n, b in zip(npos, width, strict=True))]
     if min(npos) < 0 or ends[-1] != len(feat):
         raise ValueError(f"{npos} positions need {ends[-1]} bytes, the payload has {len(feat)}")
     taps = tuple(

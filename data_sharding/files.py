@@ -11,7 +11,8 @@ from typing import Any
 
 import xxhash
 
-STAMP = "xxh3_128"
+STAMP = "own_xxh3_128"
+"""Where a JSON file of ours says the hash of the rest of it."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

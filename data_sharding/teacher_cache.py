@@ -1,7 +1,7 @@
 """Reads what a teacher saw, stored by `cache_writer`, and never returns anything else.
 
-Maps come back in the type that the cache stores (fp16 or fp32), so that half the bytes travel to the training device;
-code there converts them with `.float()` or `.to(dtype)`.
+Taps come back as they are stored (`StoredTaps`), all rows of a batch side by side, so that few bytes travel to the
+training device; `StoredTaps.decode` makes maps of them there.
 """
 
 import threading
@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Taps
+from data_sharding.batch import StoredTaps
 from data_sharding.cache_key import COMMAND, CacheKey, library_versions
 from data_sharding.cache_mapping import MappedShards, ShardFile
 from data_sharding.cache_opening import open_shelf, read_index, read_manifest
 from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
-from data_sharding.codecs import codec
+from data_sharding.codecs import StoredTap, stack
 from data_sharding.remote import is_url, place_of
 from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
 from data_sharding.staged_shards import StagedShards
@@ -42,7 +42,7 @@ class TeacherCache:
     ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
-        self.codec, self.staging = codec(key.codec), staging
+        self.staging = staging
         names = [s["name"] for s in manifest["shards"]]
         self.files = [
             ShardFile(place_of(folder, s["name"]), s["id"], s["rows"], s["bytes"], s["xxh3_128"])
@@ -90,8 +90,8 @@ class TeacherCache:
 
     def read(
         self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
-    ) -> Taps:
-        """The taps of image positions[i] in view views[i], each (B, C, h, w) with channels last in memory, on the CPU.
+    ) -> StoredTaps:
+        """The taps of image positions[i] in view views[i], encoded, on the CPU (`pin`: in page-locked memory).
 
         All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written.
         """
@@ -100,7 +100,7 @@ class TeacherCache:
         if len(canvases) != 1:
             raise ValueError(f"a batch must have one canvas, these {len(samples)} samples have {sorted(canvases)}")
         sizes = self.layout.sizes(next(iter(canvases)))
-        return self.layout.join(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
+        return self.layout.stored(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
 
     def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
@@ -145,12 +145,13 @@ class TeacherCache:
         if isinstance(self.shelf, StagedShards):
             self.shelf.close()
 
-    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> Tensor:
-        (height, width), channels = size, self.layout.channels[level]
-        out = torch.empty(len(samples), height * width, channels, dtype=self.codec.dtype, pin_memory=pin)
-        for sample, rows in zip(samples, out, strict=True):
-            self.codec.decode_into(sample.taps[level], rows, level=self.layout.names[level])
-        return out.view(len(samples), height, width, channels).permute(0, 3, 1, 2)
+    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> StoredTap:
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, pin_memory=pin)
+
+        shape, name = (self.layout.channels[level], *size), self.layout.names[level]
+        taps = [sample.taps[level] for sample in samples]
+        return stack(self.key.coding[level], taps, shape, level=name, allocate=allocate)
 
     def _sample(self, position: int, view: int) -> CachedSample:
         """One sample. A damaged copy of a file that lies elsewhere is fetched again, once."""

@@ -100,6 +100,11 @@ class Method(nn.Module, ABC):
     """Whether it asks what the teacher's head says (`Advice.teacher_outputs`): the frozen head then stays loaded, also
     beside a cached teacher, and is run on the taught pyramid. Such a method calls `check_comparable` first."""
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What its losses divide by beside the images, of one micro-batch: scalars, found summed over the global batch
+        in `batch.totals`. Equal names must mean equal counts, for all methods see all of them."""
+        return {}
+
     @abstractmethod
     def losses(
         self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: "Advice"

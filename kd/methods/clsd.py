@@ -49,14 +49,17 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cls", "loc"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        self.check_weights("cls", "loc")
         if self.temperature <= 0 or self.crop < 32 or self.places < 1:
             raise ValueError(
                 "temperature must be > 0, crop >= 32 and places >= 1, got "
                 f"{self.temperature}, {self.crop} and {self.places}"
             )
+
+    @property
+    def taught(self) -> bool:
+        """The classifier teaches, and no detector."""
+        return False
 
 
 class Loss(Method):

@@ -45,7 +45,7 @@ class Config(MethodConfig):
             raise ValueError(f"enlarged must be >= 1, got {self.enlarged}")
 
     @property
-    def reads_within(self) -> float:
+    def reads_within(self) -> float | None:
         return self.enlarged
 
 

@@ -41,9 +41,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("feature", "relation", "cls", "box"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        self.check_weights("feature", "relation", "cls", "box")
         if self.instances < 1 or self.size < 1 or not 0 < self.nms <= 1:
             raise ValueError(
                 f"instances and size must be >= 1 and nms in (0, 1], got {self.instances}, {self.size} and {self.nms}"

@@ -32,9 +32,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hint", "soft", "box"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        self.check_weights("hint", "soft", "box")
 
 
 class Loss(Method):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_sharding.assemble import Assembler, Sample
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_writer import CacheWriter
 from data_sharding.datasets.base import Source
@@ -159,7 +159,7 @@ def fill(case: Case, dataset: PackedDataset, folder: Path) -> Taught:
         factor=case.factor, align=case.rule, taps=LEVELS,
         channels=(live.shapes.c5_channels, *[live.shapes.pyramid_channels] * 4),
         strides=(live.shapes.c5_stride, *live.shapes.strides),
-        canvases=views.buckets, codec="fp32", batch=TEACHER_BATCH,
+        canvases=views.buckets, codecs=("fp32",) * len(LEVELS), batch=TEACHER_BATCH,
     )  # fmt: skip
     writer = CacheWriter(folder, key, dataset, views)
     with ThreadPoolExecutor(1) as pool:
@@ -346,9 +346,12 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
         key = taught.cache.key
         require_same_pixels = staticmethod(taught.cache.require_same_pixels)
 
-        def read(self, *args: Any, **settings: Any) -> Taps:
+        def read(self, *args: Any, **settings: Any) -> StoredTaps:
             taps = real(*args, **settings)
-            return Taps(taps.c5, (taps.pyramid[0].flip(3), *taps.pyramid[1:]))
+            first = taps.pyramid[0]
+            images, channels, height, width = first.shape
+            flipped = first.values.view(images, height, width, channels).flip(2).view(-1, channels)
+            return StoredTaps(taps.c5, (replace(first, values=flipped), *taps.pyramid[1:]))
 
     wrong, _, _ = trained(replace(taught, cache=cast("Any", Wrong())), cached=True, accumulate=1)
     assert right[0].losses != wrong[0].losses

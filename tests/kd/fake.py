@@ -210,5 +210,5 @@ def classifier() -> Path:
     return path
 
 
-CLASSIFIER = "mobilenet_v3_small"
+CLASSIFIER = "squeezenet1_1"
 _FOLDER = TemporaryDirectory()

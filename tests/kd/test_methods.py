@@ -16,7 +16,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.methods import clsd, cwd, fitnet, mgd, pkd, scalekd
+from kd.methods import clsd, cwd, fitnet, hkd, icd, mgd, mkd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -31,15 +31,19 @@ every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.k
 SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
     "mgd": mgd.Config(share=0.0, layers=0),
+    "mkd": mkd.Config(zeta=0.0),
+    "icd": icd.Config(values="shared"),
 }
 # What a method cannot be without: a classifier's weights.
 USUAL: dict[str, Callable[[], MethodConfig]] = {
     "clsd": lambda: clsd.Config(weights=fake.classifier(), classifier=fake.CLASSIFIER, crop=32)
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
-DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
+DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image"), "hkd": hkd.Config(scale="none")}
+# Terms divided by a moving average begin at 1, whatever the teacher.
+PLAIN: dict[str, MethodConfig] = {"hkd": hkd.Config(scale="none")}
 # Without boxes there are no positions near them, or none that answer for them.
-NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd"}
+NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd", "icd"}
 # An assistant whose width must fit the narrow taps of these tests.
 NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
@@ -55,7 +59,8 @@ def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.
 
 
 def usual(module: ModuleType) -> MethodConfig:
-    return USUAL.get(short_name(module), module.Config)()
+    name = short_name(module)
+    return PLAIN[name] if name in PLAIN else USUAL.get(name, module.Config)()
 
 
 def adviser(
@@ -65,6 +70,11 @@ def adviser(
     if not hasattr(module, "Assistant"):
         return None
     return module.Assistant(config or NARROW.get(short_name(module), module.Config()), fake.pair(teacher=teacher))
+
+
+def imitation(terms: dict[str, Tensor]) -> float:
+    """The sum of the terms that compare with the teacher, not with labels or an assistant."""
+    return sum(term.item() for name, term in terms.items() if name not in ("cls", "box"))
 
 
 def short_name(module: ModuleType) -> str:
@@ -118,7 +128,7 @@ def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> N
     teacher = fake.taps(2, 1)
     student = fake.require_grad(teacher)
     terms = fake.run(method, student, teacher, fake.batch(2), assistant=assistant)
-    assert terms.get("feat", torch.zeros(())).item() == pytest.approx(0, abs=1e-5)
+    assert imitation(terms) == pytest.approx(0, abs=1e-5)
     torch.stack(list(terms.values())).sum().backward()
     for x in fake.tensors(student):
         assert x.grad is None or x.grad.abs().max() < 1e-5
@@ -267,7 +277,7 @@ def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleTyp
         return
     method = module.Loss(usual(module), pair)
     batch = fake.batch(2, canvas=(64, 96))
-    batch = batch.with_totals({"images": torch.tensor(2.0)} | student.counts(batch))
+    batch = batch.with_totals({"images": torch.tensor(2.0), "boxes": torch.tensor(4.0)} | student.counts(batch))
     pixels = torch.randn(2, 3, 64, 96)
     taps = student.features(pixels)
     with torch.no_grad():
