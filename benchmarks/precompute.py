@@ -27,6 +27,7 @@ from cluster import config as recipes
 from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
 from cluster.build import Split
+from cluster.cache_keys import cache_key
 from cluster.packing import pack_splits
 from data_sharding.batch import Batch
 from data_sharding.cache_key import CacheKey
@@ -101,7 +102,7 @@ def prepare(options: argparse.Namespace) -> tuple[Split, CacheKey, LiveTeacher]:
         student_files.save(fcos.build(TEACHER, len(categories)), TEACHER, categories, weights)
     student = build.build_student(config, len(categories)).shapes
     teacher = build.load_teacher(config.teachers[0], categories)
-    key = build.cache_key(config, teacher, student, train)
+    key = cache_key(config, teacher, student, train)
     return train, key, build.live_teacher(teacher, student, build.reads_of(config))
 
 

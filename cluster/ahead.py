@@ -20,7 +20,8 @@ from data_sharding.prefetch import Prefetched
 
 DEPTH = 2
 """Batches between rendering and writing: one that the teacher looks at, one on either side of it."""
-NICE = 10
+NICE = 19
+"""The lowest priority: Ray's workers begin at 15."""
 
 
 class AheadOfWriting:

@@ -99,8 +99,8 @@ def _energies(sample: CachedSample, key: CacheKey) -> list[np.ndarray]:
     """Per tap the root mean square over the channels, (h, w); 0 where nothing is stored."""
     sizes = key.layout.sizes(sample.canvas[:2])
     maps = []
-    for tap, name, channels, size in zip(sample.taps, key.taps, key.channels, sizes, strict=True):
-        decoded = decode(tap, key.codec, (channels, *size), level=name)
+    for tap, name, codec, channels, size in zip(sample.taps, key.taps, key.codecs, key.channels, sizes, strict=True):
+        decoded = decode(tap, codec, (channels, *size), level=name)
         maps.append(decoded.float().square().mean(0).sqrt().numpy())
     return maps
 

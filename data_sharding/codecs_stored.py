@@ -61,8 +61,7 @@ class StoredTap:
             scale = scale[:, 0][self.place // cells]
         elif scale.ndim == 3:
             values = values.view(len(scale), cells, -1)
-        out = torch.empty(values.shape, dtype=dtype, device=values.device)
-        return torch.mul(values, scale, out=out).view(self.values.shape)
+        return torch.mul(values, scale).to(dtype).view(self.values.shape)
 
 
 def stack(

@@ -44,17 +44,6 @@ class MethodConfig:
             return 0.0
         return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
 
-    @property
-    def reads_within(self) -> float | None:
-        """By how much boxes grow inside which lies all that it reads of the teacher (`foreground_cells` of
-        `data_sharding.codecs_foreground` says which cells these are); None: it reads everywhere."""
-        return None
-
-    @property
-    def sparse_suffices(self) -> bool:
-        """Whether a cache of foreground alone serves it."""
-        return self.reads_within is not None
-
     def check_weights(self, *names: str) -> None:
         """Raise ValueError unless these settings are >= 0, or None, which stands for the paper's value."""
         for name in names:
@@ -69,6 +58,17 @@ class MethodConfig:
         """Whether the method learns from a teacher. One that does not (its `reads` is empty) is one lesson of the run,
         however many teachers there are."""
         return True
+
+    @property
+    def reads_within(self) -> float | None:
+        """By how much boxes grow inside which lies all that it reads of the teacher (`foreground_cells` of
+        `data_sharding.codecs_foreground` says which cells these are); None: it reads everywhere."""
+        return None
+
+    @property
+    def sparse_suffices(self) -> bool:
+        """Whether a cache of foreground alone serves it."""
+        return self.reads_within is not None
 
     @property
     def assisted(self) -> bool:

@@ -6,14 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from cluster import build, cache_keys, packing
 from cluster.build import LoadedTeacher, Split
-from cluster.cache_keys import cache_key, choice_path, largest_key, settled_key
+from cluster.cache_keys import cache_folder, cache_key, choice_path, largest_key, settled_key
+from cluster.caching import ShardWriter
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
+from cluster.teaching import open_teachers
 from data_sharding.cache_key import CacheKey
+from data_sharding.cache_writer import CacheWriter
+from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.loader import Loader
+from data_sharding.world import World
 from kd.detectors.base import Shapes
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher
@@ -112,3 +120,26 @@ def test_a_sparse_cache_holds_what_its_methods_read(ask: Ask) -> None:
 def test_a_tap_that_is_not_stored_cannot_have_a_codec(ask: Ask) -> None:
     with pytest.raises(ConfigError, match=r"tap_codecs names c5, p7, but the taps .* read of it are p3, p4, p5"):
         ask(**{"teachers.0.tap_codecs": {"c5": "fp16", "p7": "fp16"}}).key()
+
+
+def test_what_writers_fill_from_a_recipe_is_what_its_workers_read(ask: Ask) -> None:
+    """Int8 of the live taps inside boxes, zeros outside."""
+    asked = ask(**MASKED, **{"teachers.0.codec": "sparse"})
+    config, train = asked.config, asked.train
+    key, _ = asked.settled()
+    writer = CacheWriter(cache_folder(config, key), key, train.dataset, train.views)
+    ShardWriter(to_tree(config), "teacher")({"shard": np.arange(len(writer.shards))})
+    writer.finish()
+    staff = open_teachers(config, asked.student, train, torch.device("cpu"))
+    order = build.build_order(config, train)
+    factors = (config.teachers[0].factor,)
+    live = build.live_teacher(asked.teacher, asked.student, build.reads_of(config))
+    with Loader(train.dataset, train.views, order, world=World(), factors=factors, caches=staff.caches) as loader:
+        (batch,) = next(loader)
+    found, seen = staff.teachers["teacher"](batch).pyramid, live(batch).pyramid
+    masks = foreground_cells(batch.boxes, batch.geometry.canvas, asked.student.strides, 1.2)
+    for x, y, mask in zip(found, seen, masks, strict=True):
+        kept = y * mask[:, None]
+        assert 0 < kept.norm() <= y.norm()
+        assert (x - kept).norm() < 0.02 * kept.norm()
+        assert (x * ~mask[:, None] == 0).all()

@@ -30,7 +30,7 @@ def unit(d: Detector, b: Batch) -> float:
     """The bounded box loss of outputs that are off by a half in each number."""
     if not isinstance(d, faster_rcnn.FasterRCNN):
         return 1.0
-    regions = d._region_targets(outputs(d, b), b).positive.sum() / (len(b) * d.config.roi_samples)
+    regions = region_targets(outputs(d, b).proposals, b).positive.sum() / (len(b) * d.config.roi_samples)
     return float(regions + b.totals["positives"] / b.totals["anchors"])
 
 

@@ -35,7 +35,7 @@ def some_boxes(*counts: int) -> Batch:
         made,
         boxes=boxes,
         labels=tuple(torch.arange(n) % 3 for n in counts),
-        totals=made.totals | {"boxes": torch.tensor(float(sum(counts)))},
+        totals={**made.totals, "boxes": torch.tensor(float(sum(counts)))},
     )
 
 

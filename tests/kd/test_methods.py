@@ -16,7 +16,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.methods import clsd, cwd, fitnet, hkd, icd, mgd, mkd, pkd, scalekd
+from kd.methods import clsd, cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -33,6 +33,7 @@ SYMMETRIC: dict[str, MethodConfig] = {
     "mgd": mgd.Config(share=0.0, layers=0),
     "mkd": mkd.Config(zeta=0.0),
     "icd": icd.Config(values="shared"),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
 }
 # What a method cannot be without: a classifier's weights.
 USUAL: dict[str, Callable[[], MethodConfig]] = {
