@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from data_sharding.batch import Geometry
+from kd.foreign import read
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as for all of torchvision's classifiers."""
@@ -22,9 +23,9 @@ class Classifier:
 
     def __init__(self, architecture: str, weights: Path, outputs: Sequence[int], classes: int) -> None:
         """`outputs`: which of its outputs is which of our `classes`, in our order; empty: it knows just these."""
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-            raise ValueError(f"{weights} is no state dict; save a torchvision classifier's with model.state_dict()")
+        if not weights.is_file():
+            raise ValueError(f"the classifier's weights are not there: {weights}; save a state dict of torchvision's")
+        state = read(weights)
         known = len(list(state.values())[-1])  # the last bias
         self._outputs = list(outputs) or list(range(known))
         if len(self._outputs) != classes or not all(0 <= i < known for i in self._outputs):
