@@ -12,6 +12,7 @@ from torchvision.models import get_model
 
 from data_sharding.batch import Geometry, Outputs, Taps
 from kd.blocks.classifier import MEAN, STD, _stem, cropped, standardised
+from kd.blocks.pooling import pooled
 from kd.methods import clsd
 from kd.methods.base import Advice
 from tests.kd import by_hand, fake
@@ -221,3 +222,9 @@ def test_the_first_layer_is_found(architecture: str, side: int) -> None:
 def test_a_classifier_whose_first_layer_is_not_known_is_refused() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="first layer of shufflenet_v2_x0_5"):
         _stem(get_model("shufflenet_v2_x0_5", weights=None), "shufflenet_v2_x0_5")
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (15, 17), (3, 5)])
+def test_pooling_is_torchs_adaptive_pooling(shape: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pooled(maps, 4), F.adaptive_avg_pool2d(maps, 4))
