@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a fresh clone, make, git and Python 3.11 to 3.13 are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-jobs clean
+.PHONY: help setup demo docs check test test-jobs clean
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
@@ -10,6 +10,7 @@ help:
 	@echo "make demo        the whole job on built-in data: teacher, cache, students alone and distilled, one table"
 	@echo "make check test  lint, format, types, import directions; all tests"
 	@echo "make test-jobs   ray job submit against a real local head with token authentication"
+	@echo "make docs        docs/methods.md, from the methods' own files"
 	@echo "make setup       only the environment (.venv)"
 
 setup: .venv/.ready
@@ -33,6 +34,9 @@ setup: .venv/.ready
 
 demo: setup
 	@$(BIN)/python -m cluster.demo
+
+docs: setup
+	$(BIN)/python -m kd.describe docs/methods.md
 
 check: setup
 	$(BIN)/ruff check $(SOURCES)

@@ -93,9 +93,10 @@ def _tags(handle: RunHandle, row: Row) -> dict[str, str]:
 
 
 def _gated(plan: Plan, stores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The teachers' AP, each at or above its gate."""
-    row = next(row for row in plan.rows if row.kind == "method")
-    return require_good_teachers(check(plan.run(row, 0, stores), f"row {row.name}"))
+    """The teachers' AP, each at or above its gate, where any row learns from one."""
+    methods = (row for row in plan.rows if row.kind == "method")
+    made = (check(plan.run(row, 0, stores), f"row {row.name}") for row in methods)
+    return next((require_good_teachers(config) for config in made if config.taught), {})
 
 
 def _require_rows_that_fit(plan: Plan, base: RunConfig) -> None:

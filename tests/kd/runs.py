@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Geometry
+from data_sharding.order import rank_slice
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
@@ -56,7 +57,10 @@ def scale_kd(
 def every_method() -> dict[str, MethodConfig]:
     """Every method in the folder with its own settings, on from the first step to the last."""
     always: dict[str, Any] = {"start": 0.0, "ramp": 0.0, "stop": 1.0, "freeze": 0.0}
-    own: dict[str, Any] = {"clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32}}
+    own: dict[str, Any] = {
+        "clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32},
+        "scalekd": {"csa": scalekd.Csa(heads=2)},  # of the narrow taps of these tests
+    }
     return {n: replace(module.Config(), **always, **own.get(n, {})) for n, module in plugins("kd.methods").items()}
 
 
@@ -209,14 +213,13 @@ def part_of(batch: Batch, which: slice) -> Batch:
 
 
 def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
-    """This rank's part of the global batch."""
-    each = IMAGES // (world.size * accumulate)
-    begins = [(world.rank * accumulate + i) * each for i in range(accumulate)]
-    return [part_of(images_of(step), slice(begin, begin + each)) for begin in begins]
+    """This rank's part of the global batch, shared as the loader does."""
+    mine = part_of(images_of(step), rank_slice(IMAGES, world))
+    return [part_of(mine, rank_slice(len(mine), World(rank=i, size=accumulate))) for i in range(accumulate)]
 
 
 def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
-    """The run's methods, learning from `big`, whose head is there for those that ask it."""
+    """The run's methods, those that want a teacher learning from `big`, whose head is there for those that ask it."""
     pair = Pair(student=student.shapes, teacher=shapes.shapes, world=world, accumulate=run.optim.accumulate)
     lessons: dict[str, tuple[Lesson, Method]] = {}
     for name, config in run.distill.items():
@@ -224,7 +227,8 @@ def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -
         head = (
             TeacherHead(shapes.detector, student.shapes, Seeing(), torch.device("cpu")) if method.needs_head else None
         )
-        lessons[name] = (Lesson(name=name, teacher="big", config=config, head=head), method)
+        teacher = "big" if config.taught else None
+        lessons[name] = (Lesson(name=name, teacher=teacher, config=config, head=head), method)
     return lessons
 
 
