@@ -89,7 +89,7 @@ def roads(data: Path) -> dict[str, Road]:
             "hit_uav_student",
             (
                 f"data.train={json.dumps(thermal)}", f"data.val={json.dumps(seen_again)}", weights,
-                "student.levels=[2,3,4]", "student.width=32", "optim.batch=8", "optim.steps=300",
+                "student.levels=[2,3,4]", "optim.batch=8", "optim.steps=300",
             ),
             "hit_uav/normal_json/val/*.jpg",
         ),

@@ -8,7 +8,7 @@ import ctypes
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch, Taps
 from data_sharding.cache_key import CacheKey, library_versions
 from data_sharding.cache_writer import CacheWriter
+from data_sharding.codecs import codec
+from data_sharding.codecs_choice import candidates, chosen, compared, is_open
 from data_sharding.loader import NO_CACHES, Loader, evaluation_batches, order_of
 from data_sharding.pack import pack
 from data_sharding.record import Category
@@ -64,6 +66,7 @@ class Teaching:
     align: Rule = "shift"
     cached: bool = True
     codec: str = "fp16"
+    """Of all taps; `int8` and `sparse` are measured on this teacher, as in a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +260,15 @@ def live_factors(setup: Setup) -> tuple[int, ...]:
 
 def _open_cache(setup: Setup, split: Split, student: Shapes, detector: Detector, sha256: str) -> TeacherCache:
     """The cache of this teacher, views and taps; filled first where it is not complete."""
-    key = _cache_key(setup, split, detector, student, sha256)
+    key, asked = _cache_key(setup, split, detector, student, sha256)
+    taps_of = _taps_of(setup, split, _live(setup, detector, student))
+    if is_open(asked):
+        key = replace(key, codecs=chosen(asked, compared(key, asked, split.dataset, split.views, taps_of)))
     folder = setup.storage / "caches" / key.uid[:12]
     if not (folder / "manifest.json").exists():
         writer = CacheWriter(folder, key, split.dataset, split.views)
         for shard in writer.pending():
-            writer.fill(shard, _taps_of(setup, split, _live(setup, detector, student)))
+            writer.fill(shard, taps_of)
         writer.finish()
     return TeacherCache.open(folder, key)
 
@@ -288,13 +294,19 @@ def _taps_of(setup: Setup, split: Split, teacher: LiveTeacher) -> Callable[[np.n
     return taps_of
 
 
-def _cache_key(setup: Setup, split: Split, detector: Detector, student: Shapes, sha256: str) -> CacheKey:
+def _cache_key(
+    setup: Setup, split: Split, detector: Detector, student: Shapes, sha256: str
+) -> tuple[CacheKey, list[str]]:
+    """The key, with one of the codecs where `int8` or `sparse` leaves the choice open, and the codecs asked for."""
     assert setup.teaching is not None
     shapes, reads = aligned_shapes(detector.shapes, student), _reads(setup)
     levels = [(f"p{s.bit_length() - 1}", shapes.pyramid_channels, s) for s in shapes.strides]
     chosen = [("c5", shapes.c5_channels, shapes.c5_stride)] if "c5" in reads else []
     names, channels, strides = zip(*(chosen + (levels if "pyramid" in reads else [])), strict=True)
-    return CacheKey(
+    asked = [setup.teaching.codec] * len(names)
+    codecs = tuple(candidates(name)[-1] for name in asked)
+    within = [m.reads_within for m in setup.methods.values() if m.reads_within is not None]
+    key = CacheKey(
         dataset_uid=split.dataset.uid,
         views_uid=split.views.uid,
         teacher=TEACHER,
@@ -307,10 +319,12 @@ def _cache_key(setup: Setup, split: Split, detector: Detector, student: Shapes, 
         channels=channels,
         strides=strides,
         canvases=tuple(split.views.buckets),
-        codec=setup.teaching.codec,
+        codecs=codecs,
+        enlarged=max(within) if any(codec(name).sparse for name in codecs) else None,
         batch=TEACHER_BATCH,
         versions=library_versions(),
     )
+    return key, asked
 
 
 def keep_freed_memory() -> None:

@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.plain_run import TEACHER, Setup, Split, build_detector, live_factors, taught
-from data_sharding.batch import Batch, Taps
+from data_sharding.batch import Batch, StoredTaps
+from data_sharding.codecs import StoredTap
 from data_sharding.loader import NO_CACHES, Loader, order_of
 from data_sharding.order import Order
 from data_sharding.teacher_cache import TeacherCache
@@ -34,6 +35,8 @@ class Mode:
 
     source: Source
     methods: Mapping[str, MethodConfig] = field(default_factory=dict)
+    codec: str | None = None
+    """Of the cache; None: the size's own."""
     parts: bool = False
     """Whether the parts of ScaleKD are timed one by one."""
 
@@ -56,7 +59,7 @@ class Contestant:
 
     def __init__(self, setup: Setup, mode: Mode, split: Split) -> None:
         assert setup.teaching is not None
-        teaching = replace(setup.teaching, cached=mode.source != "live")
+        teaching = replace(setup.teaching, cached=mode.source != "live", codec=mode.codec or setup.teaching.codec)
         self.setup, self.mode, self.split = replace(setup, methods=mode.methods, teaching=teaching), mode, split
         self.device = torch.device(setup.device)
         self.clock = Clock(self.device)
@@ -91,7 +94,7 @@ class Contestant:
             return {name: TeacherCache.open(cache.folder, cache.key) for name, cache in self.caches.items()}
         return NO_CACHES
 
-    def _prepare(self, order: Order, first: int, steps: int) -> list[Mapping[str, Taps]]:
+    def _prepare(self, order: Order, first: int, steps: int) -> list[Mapping[str, StoredTaps]]:
         """Before the clock runs: read and verify what the steps need; for `memory` also keep it."""
         if self.mode.source not in ("memory", "cache"):
             return [{}] * steps
@@ -105,7 +108,7 @@ class Contestant:
             caches=caches, start_step=first, threads=self.setup.threads, pin=self.device.type == "cuda",
         )  # fmt: skip
 
-    def _step(self, loader: Loader, step: int, ready: list[Mapping[str, Taps]]) -> None:
+    def _step(self, loader: Loader, step: int, ready: list[Mapping[str, StoredTaps]]) -> None:
         (batch,) = next(loader)
         batch: Batch = batch.to(self.device)
         if self.mode.source == "memory":
@@ -117,12 +120,15 @@ class Contestant:
             torch.cuda.synchronize()
 
 
-def _float(cached: Mapping[str, Taps], device: torch.device) -> Mapping[str, Taps]:
-    def ready(x: Tensor) -> Tensor:
-        return x.to(device).float()
+def _float(cached: Mapping[str, StoredTaps], device: torch.device) -> Mapping[str, StoredTaps]:
+    """Decoded on the device, in the form that costs the step nothing more."""
+
+    def ready(tap: StoredTap) -> StoredTap:
+        maps = tap.to(device).maps()
+        return StoredTap(shape=tap.shape, values=maps.permute(0, 2, 3, 1).reshape(-1, tap.shape[1]))
 
     return {
-        name: Taps(None if taps.c5 is None else ready(taps.c5), tuple(ready(level) for level in taps.pyramid))
+        name: StoredTaps(None if taps.c5 is None else ready(taps.c5), tuple(ready(level) for level in taps.pyramid))
         for name, taps in cached.items()
     }
 

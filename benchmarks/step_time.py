@@ -33,11 +33,14 @@ from kd.optimise import OptimConfig
 ROOT = Path(__file__).parent.parent
 SCALEKD = scalekd.Config(start=0.0, freeze=0.0)
 """As published, with every part at work from the first step on."""
+MASKED = fitnet.Config(foreground=True)
+"""What a sparse cache suffices for."""
 MODES: Mapping[str, Mode] = {
     "student alone": Mode(source="none"),
     "scalekd, taps in memory": Mode(source="memory", methods={"scalekd": SCALEKD}, parts=True),
     "scalekd, cached": Mode(source="cache", methods={"scalekd": SCALEKD}),
     "scalekd, cached, first read": Mode(source="first read", methods={"scalekd": SCALEKD}),
+    "scalekd, cached int8": Mode(source="cache", methods={"scalekd": SCALEKD}, codec="int8"),
     "scalekd, live": Mode(source="live", methods={"scalekd": SCALEKD}),
     "scalekd, features only": Mode(source="memory", methods={"scalekd": replace(SCALEKD, beta=0.0, gamma=0.0)}),
     "scalekd, advice not refreshed": Mode(
@@ -45,17 +48,26 @@ MODES: Mapping[str, Mode] = {
     ),
     "fitnet, cached": Mode(source="cache", methods={"fitnet": fitnet.Config()}),
     "pkd, cached": Mode(source="cache", methods={"pkd": pkd.Config()}),
+    "foreground, taps in memory": Mode(source="memory", methods={"fitnet": MASKED}),
+    "foreground, cached": Mode(source="cache", methods={"fitnet": MASKED}),
+    "foreground, cached int8": Mode(source="cache", methods={"fitnet": MASKED}, codec="int8"),
+    "foreground, cached sparse": Mode(source="cache", methods={"fitnet": MASKED}, codec="sparse"),
 }
 A, B, C, D = "student alone", "scalekd, taps in memory", "scalekd, cached", "scalekd, live"
+E = "foreground, taps in memory"
 RATIOS = (
     ("method:       b / a", B, A),
     ("cache:        c / b", C, B),
+    ("  int8            ", "scalekd, cached int8", B),
     ("  first read      ", "scalekd, cached, first read", B),
     ("all:          c / a", C, A),
     ("live:         d / c", D, C),
     ("live:         d / a", D, A),
     ("fitnet cached / a  ", "fitnet, cached", A),
     ("pkd cached    / a  ", "pkd, cached", A),
+    ("foreground: cache / memory", "foreground, cached", E),
+    ("  int8            ", "foreground, cached int8", E),
+    ("  sparse          ", "foreground, cached sparse", E),
 )
 
 

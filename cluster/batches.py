@@ -1,5 +1,6 @@
 """Batches of given images in a given view, outside of any order: for whoever looks at images once."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,8 +14,11 @@ from data_sharding.loader import NO_CACHES
 class Assembled:
     """Renders images of a split at the student's and at `factor` times its resolution."""
 
-    def __init__(self, split: Split, factor: int) -> None:
-        self._split, self._pool = split, ThreadPoolExecutor(2)
+    def __init__(
+        self, split: Split, factor: int, threads: int = 2, initializer: Callable[[], None] | None = None
+    ) -> None:
+        """`initializer` is called in each of the `threads`."""
+        self._split, self._pool = split, ThreadPoolExecutor(threads, "render", initializer)
         factors = () if factor == 1 else (factor,)
         self._assembler = Assembler(
             dataset=split.dataset,
@@ -31,9 +35,13 @@ class Assembled:
         if same_canvas:
             canvas = views.view(int(positions[0]), view).canvas
             positions = np.array([p for p in positions if views.view(int(p), view).canvas == canvas])
+        return self.start(positions, view)()
+
+    def start(self, positions: np.ndarray, view: int) -> Callable[[], Batch]:
+        """Begin to render; the function that comes back waits for the batch."""
         ids = self._split.dataset.image_ids
         samples = [Sample(position=int(p), view=view, image_id=int(ids[p])) for p in positions]
-        return self._assembler.start(samples, None)()
+        return self._assembler.start(samples, None)
 
     def __enter__(self) -> "Assembled":
         return self

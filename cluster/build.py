@@ -14,11 +14,9 @@ import torch
 from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
-from data_sharding.cache_key import CacheKey, library_versions
 from data_sharding.loader import order_of
 from data_sharding.order import Order
 from data_sharding.record import Category
-from data_sharding.remote import is_url
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
@@ -31,9 +29,6 @@ from kd.distiller import Lesson
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
 from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
-
-TEACHER_BATCH = 8
-"""Images per forward that fills a cache: part of the cache's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,43 +156,6 @@ def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str])
         reads=reads,
         precision=settings.precision,
     )
-
-
-def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
-    """Everything that decides the bytes of this teacher's cache."""
-    shapes, reads = aligned_shapes(teacher.detector.shapes, student), stored_of(config, teacher.config)
-    taps = ["c5"] if "c5" in reads else []
-    channels = [shapes.c5_channels] if "c5" in reads else []
-    strides = [shapes.c5_stride] if "c5" in reads else []
-    if "pyramid" in reads:
-        taps += [f"p{stride.bit_length() - 1}" for stride in shapes.strides]
-        channels += [shapes.pyramid_channels] * len(shapes.strides)
-        strides += list(shapes.strides)
-    return CacheKey(
-        dataset_uid=train.dataset.uid,
-        views_uid=train.views.uid,
-        teacher=teacher.config.name,
-        weights_sha256=teacher.sha256,
-        mean=tuple(teacher.detector.mean.tolist()),
-        std=tuple(teacher.detector.std.tolist()),
-        factor=teacher.config.factor,
-        align=teacher.config.align,
-        taps=tuple(taps),
-        channels=tuple(channels),
-        strides=tuple(strides),
-        canvases=tuple(train.views.buckets),
-        codec=teacher.config.codec,
-        compute_dtype={"fp32": "float32", "bf16": "bfloat16"}[teacher.config.precision],
-        batch=TEACHER_BATCH,
-        versions=library_versions(),
-    )
-
-
-def cache_folder(config: RunConfig, key: CacheKey) -> Path:
-    """The folder that this key's cache is written to: the one that it is read from, unless that is a URL."""
-    caches = config.resources.caches
-    below = Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
-    return below / f"{key.teacher}-{key.uid[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)

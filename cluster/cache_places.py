@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.build import cache_folder
+from cluster.cache_keys import cache_folder
 from cluster.config import RunConfig
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_opening import MANIFEST

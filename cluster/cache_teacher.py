@@ -28,7 +28,7 @@ def act(config: "RunConfig") -> None:
         {
             "teacher": name,
             "taps": ", ".join(cache.key.taps),
-            "codec": cache.key.codec,
+            "codec": ", ".join(cache.key.codecs),
             "MB": cache.bytes / 1e6,
             "seconds": cache.seconds,
             "place": str(cache.place),

@@ -11,22 +11,25 @@ import numpy as np
 import torch
 
 from cluster import build
+from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_folder, cache_key, settled_key
 from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
 from cluster.terminal import progress
-from data_sharding.batch import Taps
 from data_sharding.cache_cost import require_space
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_opening import MANIFEST
 from data_sharding.cache_plan import estimate_bytes
-from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.cache_writer import CacheWriter
 from data_sharding.publish import publish
 from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Detector
+
+SHARDS_PER_CALL = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,10 @@ def fill_caches(config: RunConfig) -> dict[str, Filled]:
 
 
 def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
-    key = build.cache_key(config, teacher, student.shapes, train)
-    folder, place = build.cache_folder(config, key), cache_place(config, key)
+    key, compared = settled_key(config, teacher, student.shapes, train)
+    if compared:
+        say(f"codecs of teacher {key.teacher}, by what they err on its taps: {'; '.join(compared)}")
+    folder, place = cache_folder(config, key), cache_place(config, key)
     if is_finished(config, key):
         return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
     began = time.perf_counter()
@@ -88,7 +93,8 @@ def _announce(
     require_space(folder, needed)
     verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
     count = len(train.dataset) * train.views.count
-    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({key.codec}), in {folder}")
+    codecs = ", ".join(dict.fromkeys(key.codecs))
+    say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({codecs}), in {folder}")
     say(verdict.sentence)
 
 
@@ -106,10 +112,13 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
     actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
     actors = max(1, min(actors, len(pending)))
     rows = [{"shard": number, "samples": samples} for number, samples in pending]
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    # Between two calls an actor's teacher waits for the first pixels and the last bytes: few calls, yet enough of
+    # them for the actors to end together and for progress to be seen.
+    each = max(1, min(SHARDS_PER_CALL, len(pending) // (8 * actors)))
+    written = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // each)).map_batches(
         ShardWriter,
         fn_constructor_args=(to_tree(config), teacher),
-        batch_size=1,
+        batch_size=each,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=threads,
         num_gpus=1 if gpu else 0,
@@ -136,23 +145,16 @@ class ShardWriter:
         student = build.build_student(config, len(categories)).shapes
         settings = next(t for t in config.teachers if t.name == teacher)
         loaded = build.load_teacher(settings, categories)
-        key = build.cache_key(config, loaded, student, train)
-        self._device = device
-        self._writer = CacheWriter(build.cache_folder(config, key), key, train.dataset, train.views)
-        self._assembled = Assembled(train, settings.factor)
+        key = cache_key(config, loaded, student, train)
+        self._writer = CacheWriter(cache_folder(config, key), key, train.dataset, train.views)
         loaded.detector.to(device)
-        self._live = build.live_teacher(loaded, student, build.stored_of(config, settings))
+        live = build.live_teacher(loaded, student, build.stored_of(config, settings))
+        assembled = Assembled(train, settings.factor, initializer=give_way)
+        self._ahead = AheadOfWriting(assembled, live, device, config.resources.threads)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for number in rows["shard"]:
-            self._writer.fill(self._writer.shards[int(number)], self._taps_of)
+        self._ahead.fill(self._writer, [self._writer.shards[int(number)] for number in rows["shard"]])
         return rows
-
-    def _taps_of(self, positions: np.ndarray, view: int) -> Seen:
-        batch = self._assembled.batch(positions, view)
-        taps = self._live(batch.to(self._device))
-        c5 = None if taps.c5 is None else taps.c5.cpu()
-        return Seen(Taps(c5, tuple(level.cpu() for level in taps.pyramid)), batch.images)
 
 
 def _size(place: Path | str) -> int:

@@ -1,7 +1,7 @@
 """What a checkpoint holds beside the engine's own files, and how a resumed run gets it all back.
 
-Every rank writes its part into a local folder; Ray Train merges the parts into one checkpoint. Files of ours are read
-with `weights_only`; DeepSpeed's are its own pickles, read only from the run's own storage.
+Every rank writes its part into a local folder; Ray Train merges the parts into one checkpoint, which any number of
+ranks can read. All files are read with `weights_only`: none can run code.
 """
 
 import json
@@ -53,13 +53,12 @@ def load(
     world: World,
     facts: Mapping[str, Any],
 ) -> int:
-    """Restore what `save` wrote; the number of steps done.
+    """Restore what `save` wrote, on as many workers or another number; the number of steps done.
 
-    Raises ConfigError where the checkpoint was written by another number of workers or with other `facts`: sharded
-    state cannot be read as it is then.
+    Raises ConfigError where the checkpoint was written with other `facts`, such as another stage of ZeRO.
     """
     found = json.loads((folder / FACTS).read_text())
-    asked = {"workers": world.size, **facts}
+    asked = dict(facts)
     differing = [
         f"{name}: checkpoint {found.get(name)!r}, now {value!r}"
         for name, value in asked.items()
@@ -70,7 +69,8 @@ def load(
             f"this run's checkpoint cannot be continued with other resources ({'; '.join(differing)}); set them back, "
             "or begin under a new name"
         )
-    engine.load(folder)
+    workers = int(found["workers"])
+    engine.load(folder, workers)
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
     if rest["assistants"].keys() != assistants.keys():
         raise ConfigError(
@@ -80,5 +80,6 @@ def load(
         trainer.load_state_dict(rest["assistants"][name])
     if ema is not None:
         ema.load_state_dict(rest["average"])
-    torch.set_rng_state(torch.load(folder / f"random_{world.rank:05d}.pt", weights_only=True))
+    # Nothing in a step draws from the global generator; it is kept so that equal workers go on in an equal state.
+    torch.set_rng_state(torch.load(folder / f"random_{world.rank % workers:05d}.pt", weights_only=True))
     return int(found["step"])

@@ -12,6 +12,7 @@ import psutil
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_key, largest_key
 from cluster.cache_places import is_finished
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_data import Labels
@@ -20,6 +21,7 @@ from cluster.checkup_memory import FLOAT, OPTIMIZER_STATES
 from cluster.checkup_sample import Sample
 from cluster.checkup_steps import Bench, Dry
 from cluster.config import RunConfig
+from cluster.grammar import ConfigError
 from cluster.packing import SPLITS
 from data_sharding.cache_cost import NotEnoughSpace, require_space
 from data_sharding.cache_plan import estimate_bytes
@@ -92,10 +94,10 @@ def _cache_row(config: RunConfig, bench: Bench, teacher: LoadedTeacher, train: S
     student = build.build_student(config, bench.classes)
     if _is_filled(config, teacher, student):
         return f"cache of {teacher.config.name}", 0.0, "there already"
-    key = build.cache_key(config, teacher, student.shapes, train)
+    key, asked = largest_key(config, teacher, student.shapes, train)
     each = estimate_bytes(key, train.dataset, train.views) / (len(train.dataset) * train.views.config.count)
     samples = images * config.views.count
-    how = f"{samples} samples ({config.views.count} view(s)), {size(each)} each, {teacher.config.codec}"
+    how = f"{samples} samples ({config.views.count} view(s)), {size(each)} each, {', '.join(dict.fromkeys(asked))}"
     return f"cache of {teacher.config.name}", each * samples, how
 
 
@@ -104,8 +106,17 @@ def _is_filled(config: RunConfig, teacher: LoadedTeacher, student: Detector) -> 
     packed = build.split_folder(config, "train")
     if not (packed / MANIFEST).exists() or not table_path(packed, config.views).exists():
         return False
-    key = build.cache_key(config, teacher, student.shapes, build.open_train(config))
+    try:
+        key = cache_key(config, teacher, student.shapes, build.open_train(config))
+    except ConfigError:  # its codecs were not compared yet
+        return False
     return is_finished(config, key)
+
+
+def _narrower(config: RunConfig, teacher: int) -> str:
+    """The smallest codec that the methods can learn from, where the recipe has a larger one."""
+    smallest = "sparse" if all(method.sparse_suffices for method in config.distill.values()) else "int8"
+    return "" if config.teachers[teacher].codec.startswith(smallest) else f"teachers.{teacher}.codec={smallest}, "
 
 
 def _existing(folder: Path) -> Path:
@@ -157,7 +168,6 @@ def _space(config: RunConfig, storage: Path, needed: int, sizes: dict[str, float
         largest = max(caches, key=lambda i: caches[i], default=None)
         fix = "storage=... on a larger disk"
         if largest is not None and caches[largest] > needed / 2:
-            narrower = "" if config.teachers[largest].codec == "fp16" else f"teachers.{largest}.codec=fp16, "
-            fix = f"teachers.{largest}.cache=false, {narrower}or {fix}"
+            fix = f"teachers.{largest}.cache=false, {_narrower(config, largest)}or {fix}"
         return Finding(check="disk space", found=told, verdict="FAIL", change=f"{error}: {fix}")
     return Finding(check="disk space", found=told)

@@ -74,8 +74,8 @@ class RunConfig:
 
     @property
     def micro_batch(self) -> int:
-        """Images per forward and worker."""
-        return self.optim.batch // (self.resources.workers * self.optim.accumulate)
+        """Images per forward and worker, at most: where they cannot share evenly, some have one fewer."""
+        return -(-self.optim.batch // (self.resources.workers * self.optim.accumulate))
 
 
 @cache

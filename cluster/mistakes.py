@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch % (resources.workers * optim.accumulate):
+    if optim.batch < resources.workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared evenly by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take a multiple of {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
@@ -69,7 +69,24 @@ def _about_teachers(config: "RunConfig") -> list[str]:
         for i, name in enumerate(names)
         if not name or not name.replace("-", "").replace("_", "").isalnum()
     ]
-    return lines
+    return lines + [line for i in range(len(names)) for line in _about_codecs(config, i)]
+
+
+def _about_codecs(config: "RunConfig", number: int) -> list[str]:
+    """A cache of foreground alone, and a method that reads elsewhere."""
+    teacher = config.teachers[number]
+    everywhere = {name: settings for name, settings in config.distill.items() if not settings.sparse_suffices}
+    if not teacher.cache or not everywhere:
+        return []
+    named = {"codec": teacher.codec} | {f"tap_codecs.{tap}": codec for tap, codec in teacher.tap_codecs.items()}
+    masked = [f"distill.{name}.foreground=true" for name, s in everywhere.items() if hasattr(s, "foreground")]
+    return [
+        f"teachers.{number}.{key}: {codec} stores only what lies inside boxes, and {' and '.join(everywhere)} "
+        f"{'reads' if len(everywhere) == 1 else 'read'} the whole map; set "
+        f"{' or '.join([f'teachers.{number}.{key}=int8', *(masked if len(masked) == len(everywhere) else [])])}"
+        for key, codec in named.items()
+        if codec.startswith("sparse")
+    ]
 
 
 def _open_keys(tree: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,11 @@ from typing import Literal
 from data_sharding.remote import Remote
 from kd.slicing import SliceConfig
 
+CodecName = Literal[
+    "fp16", "fp32", "int8", "int8_channel", "int8_position", "sparse", "sparse_channel", "sparse_position"
+]
+TapName = Literal["c5", "p2", "p3", "p4", "p5", "p6", "p7"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
@@ -29,8 +34,12 @@ class TeacherConfig:
     """Multiplies all that is learnt from this teacher."""
     cache: bool = True
     """Read the taps from the cache on disk; false: run the teacher in every step."""
-    codec: Literal["fp16", "fp32"] = "fp16"
-    """How the cache stores the taps."""
+    codec: CodecName = "fp16"
+    """How the cache stores the taps: fp16 or fp32 numbers; int8, half of fp16; or sparse, int8 of the positions inside
+    slightly enlarged boxes alone, a few percent, for methods that read no others. `..._channel` and `..._position` say
+    what has a scale of its own; without: the one that errs less on this teacher, measured before anything is stored."""
+    tap_codecs: dict[TapName, CodecName] = field(default_factory=dict)
+    """Taps that are stored in another way: `{c5: fp16}`."""
     stores: tuple[Literal["c5", "pyramid"], ...] = ()
     """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -7,6 +7,7 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
+from cluster.cache_keys import cache_key
 from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
 from data_sharding.teacher_cache import TeacherCache
@@ -39,7 +40,7 @@ def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torc
     caches: dict[str, TeacherCache] = {}
     for name, teacher in loaded.items():
         if teacher.config.cache:
-            key = build.cache_key(config, teacher, student, train)
+            key = cache_key(config, teacher, student, train)
             caches[name] = TeacherCache.open(
                 cache_place(config, key),
                 key,

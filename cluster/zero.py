@@ -10,18 +10,19 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cluster.fragments import Fragment, Stage, Stored, fragments, save
 from data_sharding.world import World
 from kd.distiller import Distiller
 from kd.engine import Precision
 from kd.optimise import OptimConfig, build_optimizer, clip_gradients, parameter_groups
 
-Stage = Literal[0, 1, 2, 3]
-TAG = "engine"
+REST = "engine_rest.pt"
+"""What the optimizer does not own: running statistics and frozen weights, as rank 0 has them."""
 
 
 def start_deepspeed() -> None:
@@ -51,7 +52,8 @@ class ZeroEngine:
         import deepspeed
 
         self.distiller = distiller
-        self.stage = stage
+        self.stage: Stage = stage
+        self._world = world
         self._scale = world.size * config.accumulate
         self._waiting = False
         self._clip_norm = config.clip_norm
@@ -92,27 +94,83 @@ class ZeroEngine:
         return None if norm is None else float(norm)
 
     def forget(self, part: str) -> None:
-        optimizer = self._engine.optimizer
-        base = getattr(optimizer, "optimizer", optimizer)
         for shard, group in self._shards():
             if group["name"].removesuffix("/bare") == part:
-                base.state.pop(shard, None)
+                self._base.state.pop(shard, None)
 
     def student_state(self) -> dict[str, Tensor]:
-        import deepspeed
-
         student = self.distiller.student
-        parameters = list(student.parameters()) if self.stage == 3 else []
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+        with self._gathered(list(student.parameters())):
             return {name: value.detach().clone() for name, value in student.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        owned = self._owned()
+        if self.stage == 0:  # every rank has everything: each writes some of it
+            owned = owned[self._world.rank :: self._world.size]
+        save(_part(folder, self._world.rank), owned, self._base.state)
+        with self._gathered(self._frozen()):
+            if self._world.rank == 0:
+                torch.save({name: value.detach().cpu() for name, value in self._rest().items()}, folder / REST)
 
-    def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: no DeepSpeed checkpoint {TAG!r} in it; the checkpoint is not whole")
+    def load(self, folder: Path, ranks: int | None = None) -> None:
+        """Restore what the `ranks` of an earlier run saved (None: as many as there are now), at the same stage.
+
+        Raises FileNotFoundError where one's part is missing, ValueError where it is another model's.
+        """
+        stored = Stored([_part(folder, rank) for rank in range(ranks or self._world.size)])
+        trained = self._trained()
+        stored.require({name: getattr(p, "ds_numel", p.numel()) for name, p in trained.items()})
+        optimizer = self._engine.optimizer
+        if self.stage == 3:
+            optimizer.checkpoint_event_prologue()
+        stored.fill(self._owned(), self._base.state)
+        if self.stage in (1, 2):
+            for name, parameter in trained.items():
+                whole = stored.whole(name)
+                assert whole is not None
+                parameter.data.copy_(whole.view_as(parameter))
+        if self.stage == 3:
+            for own, stepped in zip(
+                optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+            ):
+                own.data.copy_(stepped.data)
+            optimizer.checkpoint_event_epilogue()
+        self._load_rest(folder)
+
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        """Torch's own optimizer inside DeepSpeed's."""
+        optimizer = self._engine.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.distiller.named_parameters() if p.requires_grad}
+
+    def _frozen(self) -> list[nn.Parameter]:
+        return [p for p in self.distiller.parameters() if not p.requires_grad]
+
+    def _owned(self) -> list[Fragment]:
+        return fragments(self._engine.optimizer, self.stage, self._trained(), self._world.rank)
+
+    def _rest(self) -> dict[str, Tensor]:
+        trained = self._trained()
+        return {name: value for name, value in self.distiller.state_dict().items() if name not in trained}
+
+    def _load_rest(self, folder: Path) -> None:
+        stored = torch.load(folder / REST, map_location="cpu", weights_only=True)
+        with self._gathered(self._frozen(), changed=True):
+            rest = self._rest()
+            if rest.keys() != stored.keys():
+                raise ValueError(f"{folder / REST} is another model's: {sorted(rest.keys() ^ stored.keys())[:5]}")
+            for name, value in rest.items():
+                value.copy_(stored[name])
+
+    def _gathered(self, parameters: list[nn.Parameter], changed: bool = False) -> Any:
+        """At stage 3 the whole of these inside; `changed` there, the same on every rank."""
+        import deepspeed
+
+        on = self.stage == 3 and len(parameters) > 0
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None, enabled=on)
 
     def _reduce_the_student_apart(self) -> None:
         """A ring of ranks sums a number in an order that depends on its place in the buffer. At stage 0 DeepSpeed
@@ -133,12 +191,18 @@ class ZeroEngine:
         return [(p, group) for group in optimizer.param_groups for p in group["params"]]
 
 
+def _part(folder: Path, rank: int) -> Path:
+    return folder / f"engine_{rank:05d}.pt"
+
+
 def _settings(config: OptimConfig, world: World, stage: Stage, precision: Precision, parameters: int) -> dict[str, Any]:
     # The default buckets hold half a billion numbers, allocated anew in every backward: 2 GB of page faults a step.
-    # DeepSpeed wants a multiple of the number of ranks.
-    bucket = -(-min(parameters, 200_000_000) // world.size) * world.size
+    # DeepSpeed wants a multiple of the number of ranks and an even number.
+    unit = 2 * world.size
+    bucket = -(-min(parameters, 200_000_000) // unit) * unit
     return {
-        "train_micro_batch_size_per_gpu": config.batch // (world.size * config.accumulate),
+        # DeepSpeed only counts with it: where ranks cannot share evenly, theirs differ by one.
+        "train_micro_batch_size_per_gpu": -(-config.batch // (world.size * config.accumulate)),
         "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": (config.clip_norm or 0.0) if stage > 0 else 0.0,
         "zero_optimization": {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_sharding import images
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry, StoredTaps
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import View, ViewTable, photometric, place_labels, render
@@ -66,6 +66,8 @@ class Assembler:
         jittered = self._pixels(len(samples), canvas, self.factor) if jitter_key else None
         factors = dict.fromkeys((self.factor, *self.further_factors))
         clean = {f: self._pixels(len(samples), canvas, f) for f in factors}
+        for cache in self.caches.values():
+            cache.bring([s.position for s in samples], [s.view for s in samples])
         jobs = [
             self.pool.submit(self._image, i, s, v, clean, jittered, jitter_key)
             for i, (s, v) in enumerate(zip(samples, views, strict=True))
@@ -108,7 +110,7 @@ class Assembler:
         except Exception as error:
             raise LoaderError(f"{name} of split {self.dataset.split!r}, view {view.index}: {error}") from error
 
-    def _taps(self, cache: TeacherCache, samples: Sequence[Sample]) -> Taps:
+    def _taps(self, cache: TeacherCache, samples: Sequence[Sample]) -> StoredTaps:
         return cache.read([s.position for s in samples], [s.view for s in samples], pin=self.pin)
 
     def _batch(
@@ -118,7 +120,7 @@ class Assembler:
         clean: Mapping[int, Tensor],
         jittered: Tensor | None,
         labels: Sequence[Labels],
-        taps: Mapping[str, Taps],
+        taps: Mapping[str, StoredTaps],
     ) -> Batch:
         boxes, classes, ignore = zip(*labels, strict=True)
         geometry = Geometry(views[0].canvas, torch.tensor([v.size for v in views], dtype=torch.int64))
@@ -133,8 +135,15 @@ class Assembler:
             views=tuple(s.view for s in samples),
             scaled_images={f: clean[f] for f in kept_clean},
             cached=taps,
+            scales=torch.tensor([_scale(v) for v in views], dtype=torch.float32) * self.factor,
         )
 
 
-def _results(futures: Mapping[str, Future[Taps]]) -> dict[str, Taps]:
+def _scale(view: View) -> tuple[float, float]:
+    """Canvas pixels per source pixel, down and across."""
+    _, _, width, height = view.crop
+    return view.size[0] / height, view.size[1] / width
+
+
+def _results(futures: Mapping[str, Future[StoredTaps]]) -> dict[str, StoredTaps]:
     return {name: future.result() for name, future in futures.items()}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from data_sharding.codecs_stored import StoredTap
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -56,6 +58,22 @@ class Taps:
 
 
 @dataclass(frozen=True)
+class StoredTaps:
+    """Taps of a batch as a cache stores them: few bytes to move, decoded where they are needed."""
+
+    c5: StoredTap | None = None
+    pyramid: tuple[StoredTap, ...] = ()
+
+    def to(self, device: torch.device) -> "StoredTaps":
+        """The same on `device`, still encoded."""
+        return StoredTaps(None if self.c5 is None else self.c5.to(device), tuple(p.to(device) for p in self.pyramid))
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Taps:
+        """The maps, on the device where the rows are."""
+        return Taps(None if self.c5 is None else self.c5.maps(dtype), tuple(p.maps(dtype) for p in self.pyramid))
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Where the images lie on their common canvas: at the top left, the rest is padding."""
 
@@ -87,8 +105,10 @@ class Batch:
     """The view's index of each image."""
     scaled_images: Mapping[int, Tensor] = field(default_factory=dict)
     """For live teachers that see more pixels: factor -> (B, 3, factor * H, factor * W) uint8."""
-    cached: Mapping[str, Taps] = field(default_factory=dict)
-    """For cached teachers: teacher's name -> its taps on the student's grid."""
+    cached: Mapping[str, StoredTaps] = field(default_factory=dict)
+    """For cached teachers: teacher's name -> its taps on the student's grid, encoded as they were stored."""
+    scales: Tensor | None = None
+    """(B, 2) float32: canvas pixels per source pixel, down and across; None: unknown."""
     key: tuple[object, ...] = ()
     """What the random draws of its images are keyed with beside purpose and image: the run's seed and the epoch."""
     totals: Mapping[str, Tensor] = field(default_factory=dict)
@@ -103,13 +123,10 @@ class Batch:
         return replace(self, totals=totals)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; pinned tensors travel without blocking."""
+        """The same batch on `device`; pinned tensors travel without blocking, cached taps encoded."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
-
-        def move_taps(taps: Taps) -> Taps:
-            return Taps(None if taps.c5 is None else move(taps.c5), tuple(move(p) for p in taps.pyramid))
 
         return replace(
             self,
@@ -119,5 +136,6 @@ class Batch:
             labels=tuple(move(x) for x in self.labels),
             ignore=tuple(move(x) for x in self.ignore),
             scaled_images={factor: move(x) for factor, x in self.scaled_images.items()},
-            cached={name: move_taps(taps) for name, taps in self.cached.items()},
+            cached={name: taps.to(device) for name, taps in self.cached.items()},
+            scales=None if self.scales is None else move(self.scales),
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Taps
-from data_sharding.codecs import codec
+from data_sharding.batch import StoredTaps, Taps
+from data_sharding.codecs import Codec, StoredTap, codec, tap_bytes
+from data_sharding.codecs_foreground import level_sizes
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 4
 COMMAND = "python -m cluster.cache_teacher"
 
 
@@ -48,7 +50,7 @@ class TapLayout:
 
     def sizes(self, canvas: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """The (h, w) of each tap on a canvas of (H, W) pixels."""
-        return tuple((-(-canvas[0] // s), -(-canvas[1] // s)) for s in self.strides)
+        return level_sizes(canvas, self.strides)
 
     def split(self, taps: Taps, count: int, canvas: tuple[int, int]) -> tuple[Tensor, ...]:
         """The tensors of `count` images in the layout's order, each checked to be (count, C, h, w)."""
@@ -67,6 +69,11 @@ class TapLayout:
         """The taps of tensors in the layout's order."""
         named = dict(zip(self.names, tensors, strict=True))
         return Taps(named.pop("c5", None), tuple(named.values()))
+
+    def stored(self, taps: tuple[StoredTap, ...]) -> StoredTaps:
+        """The same of encoded taps."""
+        named = dict(zip(self.names, taps, strict=True))
+        return StoredTaps(named.pop("c5", None), tuple(named.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,10 @@ class CacheKey:
     strides: tuple[int, ...]
     """On the student's grid."""
     canvases: tuple[tuple[int, int], ...]
-    codec: str = "fp16"
+    codecs: tuple[str, ...]
+    """One per tap."""
+    enlarged: float | None = None
+    """By how much boxes grow before their positions are stored; None where no codec is sparse."""
     compute_dtype: str = "float32"
     batch: int = 8
     """Images per forward of the teacher: rounding may depend on it, so it is part of the key."""
@@ -100,8 +110,11 @@ class CacheKey:
     format: int = CACHE_FORMAT
 
     def __post_init__(self) -> None:
-        codec(self.codec)
         _ = self.layout
+        if len(self.codecs) != len(self.taps):
+            raise ValueError(f"expected one codec per tap {self.taps}, got {self.codecs}")
+        if (self.enlarged is not None) != self.sparse:
+            raise ValueError(f"sparse codecs, and they alone, need `enlarged`; got {self.enlarged} with {self.codecs}")
         if self.batch < 1 or self.shard_bytes < 1 or self.factor < 1:
             raise ValueError(
                 "expected a batch, shard_bytes and a factor of at least 1, "
@@ -114,14 +127,25 @@ class CacheKey:
         return TapLayout(names=self.taps, channels=self.channels, strides=self.strides)
 
     @property
+    def coding(self) -> tuple[Codec, ...]:
+        """The codec of each tap."""
+        return tuple(codec(name) for name in self.codecs)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only foreground is stored of some tap."""
+        return any(coding.sparse for coding in self.coding)
+
+    @property
     def uid(self) -> str:
         """sha256 of the canonical JSON of all fields."""
         return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
 
-    def sample_bytes(self, canvas: tuple[int, int]) -> int:
-        """Bytes of the taps of one image, all positions kept."""
-        layout, coding = self.layout, codec(self.codec)
-        return sum(coding.row_bytes(c) * h * w for c, (h, w) in zip(layout.channels, layout.sizes(canvas), strict=True))
+    def sample_bytes(self, canvas: tuple[int, int], rows: Sequence[int] | None = None) -> int:
+        """Bytes of the taps of one image, of which `rows` positions per tap are foreground (None: all)."""
+        cells = [h * w for h, w in self.layout.sizes(canvas)]
+        kept = [r if c.sparse else n for c, r, n in zip(self.coding, rows or cells, cells, strict=True)]
+        return sum(tap_bytes(*tap) for tap in zip(self.coding, self.channels, kept, cells, strict=True))
 
     def require_same(self, folder: Path | str, found: dict[str, Any]) -> None:
         """Raise ForeignCache when a key read back from JSON differs from this one."""

@@ -1,7 +1,7 @@
 """Which image goes to which shard of a teacher cache, decided before a byte is written.
 
-The plan is a pure function of (key, data set, views). Any number of writers fills it, in any order, with the same
-bytes: also which images share a forward of the teacher is part of it.
+The plan is a pure function of (key, data set, views): the sizes of sparse samples follow from their boxes. Any number
+of writers fills it, in any order, with the same bytes: also which images share a forward of the teacher is part of it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_sharding.cache_foreground import foreground_rows
 from data_sharding.cache_key import CacheKey
 
 if TYPE_CHECKING:
@@ -39,18 +40,28 @@ class CacheShard:
 def plan(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> tuple[CacheShard, ...]:
     """All shards of a cache, view by view and group by group."""
     require_matching(key, dataset, views)
-    sizes = [key.sample_bytes(canvas) for canvas in key.canvases]
     return tuple(
         s
         for k in range(views.count)
-        for s in _shards_of_view(key, k, dataset.groups, _canvases(views, dataset, k), sizes)
+        for s in _shards_of_view(
+            key, k, dataset.groups, _canvases(views, dataset, k), sample_sizes(key, dataset, views, k)
+        )
     )
 
 
 def estimate_bytes(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> int:
-    """The size of the finished cache in bytes: all positions kept, Arrow's headers estimated."""
-    sizes = np.array([key.sample_bytes(canvas) + ROW_OVERHEAD for canvas in key.canvases], np.int64)
-    return sum(int(sizes[_canvases(views, dataset, k)].sum()) for k in range(views.count))
+    """The size of the finished cache in bytes, Arrow's headers estimated."""
+    samples = sum(int(sample_sizes(key, dataset, views, k).sum()) for k in range(views.count))
+    return samples + ROW_OVERHEAD * len(dataset) * views.count
+
+
+def sample_sizes(key: CacheKey, dataset: "PackedDataset", views: "ViewTable", view: int) -> np.ndarray:
+    """(N,) int64: bytes of the taps of every image in a view, as the foreground of its labels makes them."""
+    canvases = _canvases(views, dataset, view)
+    if not key.sparse:
+        return np.array([key.sample_bytes(canvas) for canvas in key.canvases], np.int64)[canvases]
+    rows = foreground_rows(key, dataset, views, view).tolist()
+    return np.array([key.sample_bytes(key.canvases[c], kept) for c, kept in zip(canvases, rows, strict=True)], np.int64)
 
 
 def require_matching(key: CacheKey, dataset: "PackedDataset", views: "ViewTable") -> None:
@@ -70,30 +81,32 @@ def _canvases(views: "ViewTable", dataset: "PackedDataset", view: int) -> np.nda
 
 
 def _shards_of_view(
-    key: CacheKey, view: int, groups: np.ndarray, canvases: np.ndarray, sizes: list[int]
+    key: CacheKey, view: int, groups: np.ndarray, canvases: np.ndarray, sizes: np.ndarray
 ) -> Iterator[CacheShard]:
     order = np.lexsort((np.arange(len(groups)), canvases, groups))
     for group in np.unique(groups):
         members = order[np.searchsorted(groups[order], group) : np.searchsorted(groups[order], group, "right")]
         batches = [
-            (tuple(of_canvas[i : i + key.batch].tolist()), sizes[c])
+            of_canvas[i : i + key.batch]
             for c in np.unique(canvases[members])
             for of_canvas in [members[canvases[members] == c]]
             for i in range(0, len(of_canvas), key.batch)
         ]
-        for part, chosen in enumerate(_parts(batches, key.shard_bytes)):
-            yield CacheShard(id=f"v{view:03d}/g{int(group):05d}-{part:03d}", view=view, batches=tuple(chosen))
+        held = [int(sizes[batch].sum()) for batch in batches]
+        for part, chosen in enumerate(_parts(batches, held, key.shard_bytes)):
+            planned = tuple(tuple(batch.tolist()) for batch in chosen)
+            yield CacheShard(id=f"v{view:03d}/g{int(group):05d}-{part:03d}", view=view, batches=planned)
 
 
-def _parts(batches: list[tuple[tuple[int, ...], int]], limit: int) -> Iterator[list[tuple[int, ...]]]:
+def _parts(batches: list[np.ndarray], sizes: list[int], limit: int) -> Iterator[list[np.ndarray]]:
     """Cut a group's batches into runs of at most `limit` bytes, at least one batch each."""
-    chosen: list[tuple[int, ...]] = []
+    chosen: list[np.ndarray] = []
     filled = 0
-    for batch, size in batches:
-        if chosen and filled + len(batch) * size > limit:
+    for batch, size in zip(batches, sizes, strict=True):
+        if chosen and filled + size > limit:
             yield chosen
             chosen, filled = [], 0
         chosen.append(batch)
-        filled += len(batch) * size
+        filled += size
     if chosen:
         yield chosen

@@ -18,11 +18,11 @@ import xxhash
 from torch import Tensor
 
 from data_sharding.batch import Taps
+from data_sharding.cache_foreground import foreground_masks
 from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
 from data_sharding.cache_plan import CacheShard, plan
 from data_sharding.cache_rows import CachedSample, schema, write_row
-from data_sharding.codecs import codec
-from data_sharding.files import sync_folder, write_atomically
+from data_sharding.files import stamped, sync_folder, unstamped, write_atomically
 from data_sharding.replay import sampled
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ class CacheWriter:
         return (s for s in self.shards[writer::writers] if self.receipt(s) is None)
 
     def receipt(self, shard: CacheShard) -> Receipt | None:
-        """The receipt of a finished shard; None when the shard has to be written."""
+        """The receipt of a finished shard; None when the shard has to be written: also where a byte of it changed."""
         try:
-            found = json.loads(self._receipt_path(shard).read_bytes())
-            receipt = Receipt(**(found | {"samples": tuple(tuple(s) for s in found["samples"])}))
+            found = unstamped(self._receipt_path(shard).read_bytes())
+            receipt = Receipt(**{**found, "samples": tuple(tuple(s) for s in found["samples"])})
             whole = (self.folder / receipt.name).stat().st_size == receipt.bytes
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -127,7 +127,7 @@ class CacheWriter:
         sync_folder(temporary.parent)
         size = hashing.written
         receipt = Receipt(id=shard.id, name=name, uid=self.key.uid, bytes=size, xxh3_128=digest, samples=tuple(rows))
-        write_atomically(self._receipt_path(shard), canonical_json(asdict(receipt)))
+        write_atomically(self._receipt_path(shard), stamped(asdict(receipt)))
         return receipt
 
     def finish(self) -> None:
@@ -161,19 +161,23 @@ class CacheWriter:
         write_atomically(self.folder / "manifest.json", canonical_json(manifest))
 
     def _samples(self, shard: CacheShard, taps_of: TapsOf) -> Iterator[CachedSample]:
-        layout, coding = self.key.layout, codec(self.key.codec)
+        layout, coding = self.key.layout, self.key.coding
         for batch in shard.batches:
             views = [self.views.view(i, shard.view) for i in batch]
             canvas = views[0].canvas
             found = taps_of(np.array(batch, np.int64), shard.view)
             taps, images = (found.taps, found.images) if isinstance(found, Seen) else (found, None)
             tensors = layout.split(taps, len(batch), canvas)
+            masks = foreground_masks(self.key, self.dataset, self.views, batch, shard.view)
             for row, (position, view) in enumerate(zip(batch, views, strict=True)):
                 yield CachedSample(
                     image_id=int(self.dataset.image_ids[position]),
                     view=shard.view,
                     canvas=(*canvas, *view.size),
-                    taps=tuple(coding.encode(t[row], level=n) for n, t in zip(layout.names, tensors, strict=True)),
+                    taps=tuple(
+                        c.encode(t[row], None if m is None else m[row], level=n)
+                        for n, c, t, m in zip(layout.names, coding, tensors, masks, strict=True)
+                    ),
                     pixels=b"" if images is None else sampled(images[row], view.size),
                 )
 

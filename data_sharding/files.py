@@ -11,7 +11,8 @@ from typing import Any
 
 import xxhash
 
-STAMP = "xxh3_128"
+STAMP = "own_xxh3_128"
+"""Where a JSON file of ours says the hash of the rest of it."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -73,7 +74,7 @@ def unstamped(stored: bytes) -> dict[str, Any]:
     """What `stamped` was given. ValueError where a byte of it has changed."""
     content = json.loads(stored)
     if not isinstance(content, dict) or STAMP not in content:
-        raise ValueError(f"expected a JSON object with its hash in {STAMP!r}")
+        raise ValueError(f"holds no hash of itself ({STAMP}): damaged, or older; writing the set again puts it right")
     said = content.pop(STAMP)
     if stored != stamped(content):
         raise ValueError(f"its {STAMP} is said to be {said}, found {xxhash.xxh3_128_hexdigest(_plain(content))}")

@@ -10,7 +10,7 @@ import numpy as np
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch
 from data_sharding.look_ahead import LookAhead
-from data_sharding.order import Order, view_of
+from data_sharding.order import Order, rank_slice, view_of
 from data_sharding.prefetch import Prefetched
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
@@ -24,9 +24,10 @@ def order_of(
     dataset: PackedDataset, views: ViewTable, *, seed: int, batch: int, window: int = 16, lanes: int = 1
 ) -> Order:
     """The order of a run over a packed split: in epoch e each image is seen in view `view_of(its group, e, K)`."""
+    first = view_of(dataset.groups, 0, views.count)
 
     def canvas_ids(epoch: int) -> np.ndarray:
-        return views.canvas_ids(view_of(dataset.groups, epoch, views.count))
+        return views.canvas_ids((first + epoch) % views.count)
 
     return Order(dataset.groups, canvas_ids, seed=seed, batch=batch, window=window, lanes=lanes)
 
@@ -57,10 +58,12 @@ class Loader(Iterator[tuple[Batch, ...]]):
         """`factors`: resolutions other than 1 of live teachers. `prefetch`: steps made ahead. `pin`: only with CUDA.
         `ahead`: shards fetched before their first use, of caches that lie elsewhere.
 
-        Raises ValueError where the global batch cannot be shared evenly, a cache belongs to other images or views, or
-        a staging folder cannot hold what the order needs at one time.
+        Ranks and micro-batches that cannot share the global batch evenly differ by one image.
+
+        Raises ValueError where there are more of them than images, a cache belongs to other images or views, or a
+        staging folder cannot hold what the order needs at one time.
         """
-        _require_even(order.batch, world, accumulate)
+        _require_enough(order.batch, world, accumulate)
         _require_matching(dataset, views, factors, caches)
         self.dataset, self.views, self.order = dataset, views, order
         self.world, self.accumulate = world, accumulate
@@ -119,9 +122,9 @@ class Loader(Iterator[tuple[Batch, ...]]):
             Sample(position=int(p), view=int(v), image_id=int(i)) for p, v, i in zip(mine, views, ids, strict=True)
         ]
         key = None if self.views.config.photometric == "none" else (self.order.seed, "colours", epoch)
-        size = len(samples) // self.accumulate
         draws = (self.order.seed, epoch)
-        waits = [self._assembler.start(samples[i : i + size], key, draws) for i in range(0, len(samples), size)]
+        micro = (World(rank=i, size=self.accumulate) for i in range(self.accumulate))
+        waits = [self._assembler.start(samples[rank_slice(len(samples), m)], key, draws) for m in micro]
         return lambda: tuple(wait() for wait in waits)
 
 
@@ -176,11 +179,11 @@ def _filler(sample: Sample) -> Sample:
     return Sample(position=sample.position, view=sample.view, image_id=-1)
 
 
-def _require_even(batch: int, world: World, accumulate: int) -> None:
-    if accumulate < 1 or batch % (world.size * accumulate):
+def _require_enough(batch: int, world: World, accumulate: int) -> None:
+    if accumulate < 1 or batch < world.size * accumulate:
         raise ValueError(
             f"the global batch of {batch} images cannot be shared by {world.size} rank(s) times {accumulate} "
-            f"accumulated micro-batch(es): it must be a multiple of {world.size * accumulate}"
+            f"accumulated micro-batch(es): it must be at least {world.size * accumulate}"
         )
 
 

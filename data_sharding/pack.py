@@ -20,9 +20,10 @@ import pyarrow as pa
 import xxhash
 
 from data_sharding.datasets.base import DatasetPlugin, Source
-from data_sharding.files import write_atomically
+from data_sharding.files import stamped, write_atomically
 from data_sharding.keyed import uniforms
 from data_sharding.pack_reading import THREADS, RecordReader
+from data_sharding.pack_resuming import is_whole, read_plan, read_receipt
 from data_sharding.problems import REPORT, BadImage, Problem, Problems, report
 from data_sharding.record import RECORD_VERSION, Category
 from data_sharding.record_codec import SCHEMA, encode
@@ -103,7 +104,7 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """
     path = folder / PLAN
     if path.exists():
-        begun = {"on_bad": "stop"} | json.loads(path.read_bytes())  # of packs from before there was a choice
+        begun = {"on_bad": "stop"} | read_plan(path)  # of packs from before there was a choice
         differing = sorted(k for k in begun | plan if begun.get(k) != plan.get(k))
         if differing and (folder / MANIFEST).exists():
             told = "; ".join(f"{k} was {str(begun.get(k))[:80]}, is {str(plan.get(k))[:80]}" for k in differing)
@@ -114,11 +115,11 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
         if differing:
             for begun_file in [*folder.glob(f"{RECEIPTS}/*.json"), *folder.glob("shard-*.arrow")]:
                 begun_file.unlink()
-            write_atomically(path, _as_json(plan))
+            write_atomically(path, stamped(plan))
     else:
         if list(folder.glob("shard-*")) or (folder / MANIFEST).exists():
             raise ValueError(f"{folder} holds shards but no {PLAN}; choose an empty folder, or delete this one")
-        write_atomically(path, _as_json(plan))
+        write_atomically(path, stamped(plan))
     for leftover in [*folder.glob("*.tmp.*"), *folder.glob(f"{RECEIPTS}/*.tmp.*")]:
         leftover.unlink()
 
@@ -135,8 +136,8 @@ def _pack_shards(
     done = 0
     while done < source.count:
         path = folder / RECEIPTS / f"{len(receipts):05d}.json"
-        known = json.loads(path.read_bytes()) if path.exists() else None
-        if known is not None and _is_whole(folder / known["shard"]["name"], known["shard"]):
+        known = read_receipt(path)
+        if known is not None and is_whole(folder / known["shard"]["name"], known["shard"]):
             receipt = known
         else:
             reader.seek(done)
@@ -147,22 +148,12 @@ def _pack_shards(
                     "files have changed since they were packed. Restore them, or delete the folder and pack anew"
                 )
             write_atomically(folder / receipt["shard"]["name"], memoryview(content))
-            write_atomically(path, _as_json(receipt))
+            write_atomically(path, stamped(receipt))
         receipts.append(receipt)
         done += receipt.get("read", receipt["shard"]["rows"])
         if progress is not None:
             progress(done, source.count)
     return receipts
-
-
-def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
-    if not path.exists() or path.stat().st_size != shard["bytes"]:
-        return False
-    with path.open("rb") as file:
-        digest = xxhash.xxh3_128()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest() == shard["xxh3_128"]
 
 
 def _shard(

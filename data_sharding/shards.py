@@ -21,6 +21,7 @@ import xxhash
 
 from data_sharding.record import RECORD_VERSION, Category, Record
 from data_sharding.record_codec import SCHEMA, decode
+from data_sharding.remote import place_of, read_file
 
 FORMAT = "minnow shards"
 MANIFEST = "manifest.json"
@@ -88,7 +89,8 @@ class PackedDataset:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        return cls(folder, manifest, _read_index(folder / INDEX, manifest["index"]))
+        index = _existing(folder / INDEX)
+        return cls(folder, manifest, read_index(index.read_bytes(), manifest["index"], index))
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         """Another process opens the same folder by itself: mappings do not travel."""
@@ -99,7 +101,10 @@ class PackedDataset:
 
     def record(self, position: int) -> Record:
         """The record at `position`; ShardCorrupt where its bytes are not the ones that were packed."""
-        mapped = self._mapped[self.groups[position]]
+        shard = self.groups[position]
+        mapped = self._mapped[shard]
+        # A file that was cut since would end the process; nothing of ours does this, people do.
+        _require_size(self.folder / self.shards[shard].name, self.shards[shard].bytes)
         message = mapped.slice(int(self._offsets[position]), int(self._bytes[position]))
         if not self._seen[position]:
             self._check(position, message)
@@ -123,13 +128,17 @@ class PackedDataset:
                 raise ShardCorrupt(f"{self.folder / shard.name} has hash {found}, packed was {shard.xxh3_128}")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete pack, compared with its own uid."""
-    path = folder / MANIFEST
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no complete pack ({MANIFEST} is missing); pack the data set first")
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a complete pack, in a folder or behind a URL, compared with its own uid."""
+    path = place_of(folder, MANIFEST)
     try:
-        manifest = json.loads(path.read_bytes())
+        content = read_file(folder, MANIFEST)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} holds no complete pack ({MANIFEST} is missing); pack the data set first"
+        ) from None
+    try:
+        manifest = json.loads(content)
         uid, version = manifest["uid"], (manifest["format"], manifest["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise ShardCorrupt(f"{path} is not a manifest ({error!r}); delete it and pack again") from error
@@ -146,8 +155,8 @@ def manifest_uid(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_index(path: Path, expected: Mapping[str, Any]) -> pa.Table:
-    content = _existing(path).read_bytes()
+def read_index(content: bytes, expected: Mapping[str, Any], path: Path | str) -> pa.Table:
+    """The index out of its file's bytes; ShardCorrupt, naming `path`, where they are not what the manifest says."""
     if len(content) != expected["bytes"] or xxhash.xxh3_128_hexdigest(content) != expected["xxh3_128"]:
         raise ShardCorrupt(f"{path} is not the index that was packed ({len(content)} bytes); delete it and pack again")
     return pa.ipc.open_file(content).read_all().combine_chunks()
@@ -155,11 +164,15 @@ def _read_index(path: Path, expected: Mapping[str, Any]) -> pa.Table:
 
 def _map(path: Path, size: int) -> pa.Buffer:
     """The file's bytes, mapped; its size is compared first, for a shorter file than thought kills the process."""
+    _require_size(path, size)
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
+
+
+def _require_size(path: Path, size: int) -> None:
     found = _existing(path).stat().st_size
     if found != size:
         raise ShardCorrupt(f"{path} has {found} bytes, packed were {size}; delete it and pack again")
-    with pa.memory_map(str(path)) as file:
-        return file.read_buffer()
 
 
 def _existing(path: Path) -> Path:

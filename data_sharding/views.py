@@ -26,6 +26,7 @@ __all__ = [
     "place_labels",
     "render",
     "restore_boxes",
+    "stored_view",
 ]
 
 _VERSION = 1
@@ -86,6 +87,20 @@ class ViewTable:
 def table_path(folder: Path, config: ViewConfig) -> Path:
     """Where the views of a packed split are stored."""
     return folder / f"views-{hashlib.sha256(config.geometry.encode()).hexdigest()[:16]}.arrow"
+
+
+def stored_view(dataset: PackedDataset, uid: str, position: int, index: int) -> View | None:
+    """View `index` of the image at `position` out of the stored table with this uid; None where there is no such table
+    beside the shards. For looking at what a teacher saw without the recipe."""
+    for path in sorted(dataset.folder.glob("views-*.arrow")):
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        if (table.schema.metadata or {}).get(b"uid") == uid.encode():
+            row = index * len(dataset) + position
+            _, k, x, y, width, height, size_h, size_w, flip, canvas_h, canvas_w = (
+                table[name][row].as_py() for name in _COLUMNS
+            )
+            return View(k, (x, y, width, height), (size_h, size_w), bool(flip), (canvas_h, canvas_w))
+    return None
 
 
 def _count(dataset: PackedDataset, config: ViewConfig) -> int:

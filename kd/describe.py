@@ -57,7 +57,7 @@ def _overview(methods: dict[str, ModuleType]) -> list[str]:
     for name, module in methods.items():
         loss = module.Loss
         asks = {True: "yes", False: ""}.get(loss.needs_head, "by its settings")  # a property: only an object knows
-        flags = ("yes" if loss.sparse_suffices else "", asks, "yes" if hasattr(module, "Assistant") else "")
+        flags = ("yes" if module.Config().sparse_suffices else "", asks, "yes" if hasattr(module, "Assistant") else "")
         cells = (f"[{name}](#{name})", _cell(_source(module)), ", ".join(sorted(loss.reads)) or "nothing", *flags)
         rows.append(f"| {' | '.join(cells)} |")
     return rows

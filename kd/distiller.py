@@ -64,6 +64,13 @@ class Distiller(nn.Module):
         # A module's name may not hold a dot; lessons of several teachers hold a slash, which is fine.
         self.methods = nn.ModuleDict({name: method for name, (_, method) in lessons.items()})
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What the student's and the methods' losses divide by, of one micro-batch."""
+        found = self.student.counts(batch)
+        for name in self.methods:
+            found |= self._method(name).counts(batch)
+        return found
+
     def frozen(self, progress: float) -> bool:
         """Whether a method keeps the student's backbone frozen at `progress`."""
         return any(progress < lesson.config.freeze for lesson in self.lessons.values())

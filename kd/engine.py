@@ -54,8 +54,8 @@ class Engine(Protocol):
         """Write this rank's part of the training state into `folder`."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit."""
+    def load(self, folder: Path, ranks: int | None = None) -> None:
+        """Restore what `save` wrote, bit for bit, on `ranks` ranks; None: on as many as there are now."""
         ...
 
 
@@ -110,7 +110,7 @@ class PlainEngine:
             state = {"distiller": self.distiller.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / "plain_engine.pt")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, ranks: int | None = None) -> None:
         state = torch.load(folder / "plain_engine.pt", map_location="cpu", weights_only=True)
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -93,7 +93,7 @@ def global_totals(distiller: Distiller, batches: Sequence[Batch], world: World) 
             "images": torch.tensor(float(len(b)), device=b.images.device),
             "boxes": torch.tensor(float(sum(len(boxes) for boxes in b.boxes)), device=b.images.device),
         }
-        | distiller.student.counts(b)
+        | distiller.counts(b)
         for b in batches
     ]
     names = sorted(per_batch[0])

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,18 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _settings(cls: type, values: Mapping[str, Any]) -> Any:
-    """A frozen dataclass from its `asdict` after a round through JSON."""
+    """A frozen dataclass from its `asdict` after a round through JSON.
+
+    A setting that came after the file was written takes its default: by the house's rule new settings begin as what
+    the code did before them. (The weights are loaded strictly, whatever the settings say.)
+    """
     assert is_dataclass(cls)
-    known = {f.name for f in fields(cls)}
-    if values.keys() != known:
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    missing, unknown = needed - values.keys(), values.keys() - {f.name for f in fields(cls)}
+    if missing or unknown:
         raise ValueError(
-            f"settings of {cls.__module__} in {FACTS} do not fit this code: missing {sorted(known - values.keys())}, "
-            f"unknown {sorted(values.keys() - known)}"
+            f"settings of {cls.__module__} in {FACTS} do not fit this code: missing {sorted(missing)}, unknown "
+            f"{sorted(unknown)}; read it with the version of this code that wrote it"
         )
     return cls(**{name: _setting(name, value) for name, value in values.items()})
 

@@ -59,15 +59,13 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """The same taps, read from the cache by the loader and travelling with the batch."""
+    """The same taps, read from the cache by the loader, travelling with the batch and decoded on its device."""
 
     def __init__(self, name: str, shapes: Shapes, dtype: torch.dtype = torch.float32) -> None:
         self.name, self.shapes, self._dtype = name, shapes, dtype
 
     def __call__(self, batch: Batch) -> Taps:
-        taps = batch.cached[self.name]
-        c5 = None if taps.c5 is None else taps.c5.to(self._dtype)
-        return Taps(c5, tuple(level.to(self._dtype) for level in taps.pyramid))
+        return batch.cached[self.name].decode(self._dtype)
 
 
 class Seeing(Protocol):

@@ -1,4 +1,6 @@
-"""Bring a student's pyramid to the teacher's channels."""
+"""Bring a student's pyramid to the teacher's channels, and give each level a module of its own."""
+
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -38,3 +40,8 @@ def same_levels(student: tuple[int, ...], teacher: tuple[int, ...]) -> int:
             "same levels"
         )
     return len(student)
+
+
+def each(blocks: nn.ModuleList, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What each block makes of its level: (B, C, H, W) per level -> the same."""
+    return tuple(cast(Tensor, block(x)) for block, x in zip(blocks, pyramid, strict=True))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 from torchvision.ops import Conv2dNormActivation
 
+from kd.blocks.distribution import last_layer
 from kd.blocks.norms import group_norm
 
 HeadNorm = Literal["none", "group"]
@@ -15,17 +16,21 @@ HeadNorm = Literal["none", "group"]
 class AnchorTowers(nn.Module):
     """Classes in one tower, box codes in the other; tensors in, tensors out."""
 
-    def __init__(self, width: int, depth: int, per_cell: int, num_classes: int, norm: HeadNorm) -> None:
+    def __init__(
+        self, width: int, depth: int, per_cell: int, num_classes: int, norm: HeadNorm, bins: int | None = None
+    ) -> None:
         super().__init__()
         layer = group_norm if norm == "group" else None
         # torchvision's modules hold and initialise the layers (class prior 0.01); their forward would flatten the maps.
         self.classification_head = RetinaNetClassificationHead(width, per_cell, num_classes, norm_layer=layer)
         self.regression_head = RetinaNetRegressionHead(width, per_cell, norm_layer=layer)
+        self.regression_head.bbox_reg = last_layer(width, per_cell, bins, self.regression_head.bbox_reg)
         for head in (self.classification_head, self.regression_head):
             head.conv = convolutions(width, depth, norm)
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """One (B, width, H, W) map per level -> per level class logits (B, A * K, H, W), box codes (B, A * 4, H, W)."""
+        """One (B, width, H, W) map per level -> per level class logits (B, A * K, H, W), box codes (B, A * 4, H, W), or
+        with `bins` the logits of their distributions (B, A * 4 * E, H, W)."""
         classes = tuple(self.classification_head.cls_logits(self.classification_head.conv(p)) for p in pyramid)
         boxes = tuple(self.regression_head.bbox_reg(self.regression_head.conv(p)) for p in pyramid)
         return classes, boxes

@@ -33,6 +33,14 @@ class Anchors:
     """(rows, columns) of each level."""
     per_cell: int
     """Anchors that share a cell."""
+    strides: tuple[int, ...]
+    """Pixels per cell of each level."""
+
+    @property
+    def stride(self) -> Tensor:
+        """(L,) float32: pixels per cell of each anchor's level."""
+        each = zip(self.lengths, self.strides, strict=True)
+        return torch.cat([torch.full((n,), float(s), device=self.boxes.device) for n, s in each])
 
     @property
     def lengths(self) -> list[int]:
@@ -68,7 +76,7 @@ class AnchorShapes:
         shapes = tuple(grid(canvas, stride) for stride in strides)
         # Its forward would take ceil-sized levels for levels of another stride.
         boxes = maker.grid_anchors([list(shape) for shape in shapes], [[s, s] for s in strides])  # pyright: ignore
-        return Anchors(torch.cat(boxes), shapes, self.per_cell)
+        return Anchors(torch.cat(boxes), shapes, self.per_cell, strides)
 
     def _of_cell(self, maker: AnchorGenerator, stride: int) -> Tensor:
         """(A, 4) float32 around the origin."""

@@ -14,6 +14,13 @@ def share_of_mean(values: Tensor, images: Tensor) -> Tensor:
     return values.sum() / (values[0].numel() * images.clamp(min=1))
 
 
+def share_of_image_means(values: Tensor, image: Tensor, images: int, total: Tensor) -> Tensor:
+    """(N,) values, each of an image (N,) of this micro-batch's `images` -> this micro-batch's share of the mean, over
+    the `total` images of the global batch, of each image's own mean; that is 0 where an image has no value."""
+    counts = torch.bincount(image, minlength=images)
+    return (values / counts[image]).sum() / total.clamp(min=1)
+
+
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """(s - t)^2, cell by cell."""
     return (student.float() - teacher.float()).square()

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from data_sharding.batch import Batch
 
-STORED_ENLARGEMENT = 1.2
-"""Boxes grow by this about their centres before their cells are stored in a foreground-sparse cache."""
-
 
 @dataclass(frozen=True)
 class Covered:
@@ -86,7 +83,7 @@ def cover(boxes: Tensor, image: Tensor, shape: tuple[int, int, int], stride: int
     return Covered(box, (image[box] * height + row) * width + column, count, shape)
 
 
-def enlarged(boxes: Tensor, factor: float = STORED_ENLARGEMENT) -> Tensor:
+def enlarged(boxes: Tensor, factor: float) -> Tensor:
     """(M, 4) boxes, `factor` times as wide and as high about the same centres."""
     margin = (boxes[:, 2:] - boxes[:, :2]) * ((factor - 1) / 2)
     return torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)

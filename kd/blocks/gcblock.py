@@ -7,6 +7,8 @@ Shape letters: B images, C channels, H x W cells.
 import torch
 from torch import Tensor, nn
 
+from kd.blocks.divergence import squared_error
+
 
 class GcBlock(nn.Module):
     """F + C_v2(ReLU(LN(C_v1(sum_p softmax_p(C_k F) F_p)))); the last convolution starts at zero, so that the block
@@ -30,3 +32,24 @@ class GcBlock(nn.Module):
         context = torch.bmm(x.flatten(2).to(where.dtype), where.transpose(1, 2))  # (B, C, 1)
         narrow = self.norm(self.squeeze(context[..., None])[..., 0, 0])
         return x + self.expand(narrow.relu()[..., None, None])
+
+
+class ContextError(nn.Module):
+    """How far two pyramids' contexts are apart: |R_T(F^T) - R_S(F^S)|^2 with a block of its own for each side and
+    level, or with `absdiff` one block's |R(|F^T - F^S|)|^2. A new one is the plain squared error."""
+
+    def __init__(self, channels: int, levels: int, absdiff: bool) -> None:
+        super().__init__()
+        self.absdiff = absdiff
+        self.student = nn.ModuleList(GcBlock(channels) for _ in range(levels))
+        self.teacher = nn.ModuleList(GcBlock(channels) for _ in range(0 if absdiff else levels))
+
+    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+        """(B, C, H, W) per level, twice -> the sum over levels, images and cells of the mean over channels."""
+        pairs = list(zip(self.student, student, teacher, strict=True))
+        if self.absdiff:
+            found = [block((t - s).abs()).float().square() for block, s, t in pairs]
+        else:
+            sides = zip(pairs, self.teacher, strict=True)
+            found = [squared_error(block(s), other(t)) for (block, s, t), other in sides]
+        return torch.stack([x.mean(dim=1).sum() for x in found]).sum()

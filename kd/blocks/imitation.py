@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch
+from data_sharding.codecs_foreground import foreground_cells
 from kd.blocks.foreground import Covered, all_boxes, cover, enlarged
 
 
@@ -18,16 +19,18 @@ def anchor_masks(
     sizes: tuple[float, ...],
     ratios: tuple[float, ...],
     phi: float,
+    reach: float,
 ) -> list[Tensor]:
     """(B, H, W) bool per level: at the cell's centre stands an anchor whose IoU with a box exceeds `phi` times the
-    greatest that this box has with any anchor of any level, and the cell meets the enlarged box.
+    greatest that this box has with any anchor of any level, and the cell meets the box made `reach` times as large.
 
     `sizes` are square roots of the anchors' areas in strides, `ratios` height / width. The second condition matters to
     boxes much smaller than every anchor, whose IoU is the same for all anchors around them; and it keeps the mask
     within the cells that a foreground-sparse cache holds.
     """
     boxes, image = all_boxes(batch)
-    levels = [cover(enlarged(boxes), image, shape, stride) for shape, stride in zip(shapes, strides, strict=True)]
+    large = enlarged(boxes, reach)
+    levels = [cover(large, image, shape, stride) for shape, stride in zip(shapes, strides, strict=True)]
     ious = [
         _best_iou(boxes, level, stride, _anchors(sizes, ratios, stride, boxes.device))
         for level, stride in zip(levels, strides, strict=True)
@@ -38,7 +41,9 @@ def anchor_masks(
     masks = [torch.zeros(shape, dtype=torch.bool, device=boxes.device) for shape in shapes]
     for mask, level, iou in zip(masks, levels, ious, strict=True):
         mask.view(-1)[level.cell[iou > phi * best[level.box]]] = True
-    return masks
+    # The cells that a cache holds are counted in whole numbers; those above are rounded, and may be one cell more.
+    stored = foreground_cells(batch.boxes, batch.geometry.canvas, strides, reach)
+    return [mask & kept for mask, kept in zip(masks, stored, strict=True)]
 
 
 def _anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], stride: int, device: torch.device) -> Tensor:

@@ -51,6 +51,12 @@ def grid(canvas: tuple[int, int], strides: tuple[int, ...], offset: float, devic
     return Points(torch.cat(xy), stride, shapes, strides, offset)
 
 
+def squares(points: Points, side: float) -> Tensor:
+    """(L, 4): boxes of `side` strides around the locations."""
+    half = points.stride[:, None] * side / 2
+    return torch.cat([points.xy - half, points.xy + half], dim=1)
+
+
 def encode(xy: Tensor, stride: Tensor, boxes: Tensor) -> Tensor:
     """(..., 4) boxes -> (..., 4) distances from (..., 2) locations, in (...,) strides."""
     return torch.cat([xy - boxes[..., :2], boxes[..., 2:] - xy], dim=-1) / stride[..., None]

@@ -25,6 +25,12 @@ def sine_code(height: int, width: int, channels: int, cell: int, device: torch.d
     return code.permute(2, 0, 1)[None]
 
 
+def place_code(places: Tensor, channels: int) -> Tensor:
+    """(..., 2) x and y in cells -> (..., channels) float32: the same code of any place."""
+    angles = places.float().flip(-1)[..., None] * sine_frequencies(channels).to(places.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
 def sine_frequencies(channels: int) -> torch.Tensor:
     """(channels // 4,) float32: radians per cell of the code's waves, fastest first."""
     quarter = channels // 4

@@ -52,6 +52,8 @@ class RegionTargets:
     """(N,) bool: the class loss covers it."""
     truth: Tensor
     """(P, 4): the boxes of the positives."""
+    which: Tensor
+    """(N,) int64: the region's box among those of all images, or -1."""
 
     @property
     def positive(self) -> Tensor:
@@ -87,7 +89,7 @@ def drawn_regions(proposals: tuple[Tensor, ...], batch: Batch, samples: int, sha
 @torch.no_grad()
 def region_targets(regions: tuple[Tensor, ...], batch: Batch) -> RegionTargets:
     """Each region is of the box that it overlaps most, from an IoU of 0.5 on, else background."""
-    labels, counted, truth = [], [], []
+    labels, counted, truth, found, start = [], [], [], [], 0
     for mine, boxes, classes, ignore in zip(regions, batch.boxes, batch.labels, batch.ignore, strict=True):
         overlap, which = _best(mine, boxes)
         positive = overlap >= HALF
@@ -95,7 +97,9 @@ def region_targets(regions: tuple[Tensor, ...], batch: Batch) -> RegionTargets:
         labels.append(torch.where(positive, known[which], 0))
         counted.append(positive | ~under_any(mine, ignore, HALF))
         truth.append(boxes[which[positive]])
-    return RegionTargets(torch.cat(regions), torch.cat(labels), torch.cat(counted), torch.cat(truth))
+        found.append(torch.where(positive, which + start, -1))
+        start += len(boxes)
+    return RegionTargets(*(torch.cat(x) for x in (regions, labels, counted, truth, found)))
 
 
 def _best(regions: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,9 @@ Shape letters: P positives, N regions, K classes.
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd.blocks.answers import Answers
+from kd.blocks.divergence import softened_kl
+
 
 def soft_classes(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy to the target's probabilities, number by number, minus the target's own entropy: that moves
@@ -13,6 +16,27 @@ def soft_classes(logits: Tensor, target: Tensor) -> Tensor:
     soft = target.detach().sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
     return cross - F.binary_cross_entropy_with_logits(target.detach(), soft, reduction="none")
+
+
+def soften(student: Answers, teacher: Answers, temperature: float) -> Tensor:
+    """(N,): T^2 times the divergence of the student's softened classes from the teacher's, at each place; of a dense
+    head, summed over its classes."""
+    if student.regions:
+        return softened_kl(student.logits, teacher.logits.detach(), temperature, dim=1)
+    softened = soft_classes(student.logits / temperature, teacher.logits / temperature)
+    return temperature**2 * softened.sum(-1)
+
+
+def normalised_classes(logits: Tensor, target: Tensor, temperature: float, regions: bool) -> Tensor:
+    """(P, K) of a dense head, or (P, K + 1) of regions, and target logits (P, K) -> (P,): T^2 times the divergence from
+    the target's softened classes. A dense head's and its target's probabilities are each divided by their sum; to the
+    target of a region, which is an object, the background is impossible (CLSD, eqs. 1-3)."""
+    if regions:
+        log_s, log_t = (logits / temperature).log_softmax(-1)[:, 1:], (target.detach() / temperature).log_softmax(-1)
+    else:
+        log_s, log_t = (F.logsigmoid(x / temperature) for x in (logits, target.detach()))
+        log_s, log_t = (x - x.logsumexp(dim=1, keepdim=True) for x in (log_s, log_t))
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
 BACKGROUND_WEIGHT = 1.5

@@ -64,13 +64,17 @@ class RegionHead(nn.Module):
 
 
 def pool(
-    pyramid: tuple[Tensor, ...], boxes: Sequence[Tensor], strides: tuple[int, ...], canvas: tuple[int, int]
+    pyramid: tuple[Tensor, ...],
+    boxes: Sequence[Tensor],
+    strides: tuple[int, ...],
+    canvas: tuple[int, int],
+    size: int = SIZE,
 ) -> Tensor:
-    """(B, C, H, W) maps and per image (n, 4) boxes -> (N, C, 7, 7): RoIAlign at the level that fits a box's size (FPN,
-    eq. 1: a box of 14 cells' side), of those whose `strides` do not exceed 32."""
+    """(B, C, H, W) maps and per image (n, 4) boxes -> (N, C, size, size): RoIAlign at the level that fits a box's size
+    (FPN, eq. 1: a box of 14 cells' side), of those whose `strides` do not exceed 32."""
     used = [stride for stride in strides if stride <= 32]
     names = [str(stride) for stride in used]
-    pooler = MultiScaleRoIAlign(names, SIZE, sampling_ratio=2)
+    pooler = MultiScaleRoIAlign(names, size, sampling_ratio=2)
     # Left alone it would guess the scales from the sizes of the maps, which are rounded up.
     pooler.scales = [1 / stride for stride in used]
     pooler.map_levels = initLevelMapper(used[0].bit_length() - 1, used[-1].bit_length() - 1)
@@ -78,3 +82,8 @@ def pool(
     wide = torch.promote_types(pyramid[0].dtype, torch.float32)
     maps = {name: level.to(wide) for name, level in zip(names, pyramid, strict=False)}
     return pooler(maps, [b.to(wide) for b in boxes], [canvas] * len(boxes))
+
+
+def level_of(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """(M, 4) boxes -> (M,) int64: which of the levels of `strides` fits each box's size (FPN, eq. 1)."""
+    return initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)([boxes])

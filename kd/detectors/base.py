@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from kd.backbones import mobilenetv2
 from kd.backbones.base import Backbone, BackboneConfig, evaluating
+from kd.blocks.answers import Answers
 from kd.blocks.fpn import FPN, Top, check_levels
 from kd.plugins import plugin, plugins
 
@@ -77,8 +78,10 @@ class Shapes:
     family: Literal["one_stage", "two_stage"] = "one_stage"
     """Papers give default loss weights by family."""
     places: tuple[object, ...] = ()
-    """What the head's answers are of: the plug-in's name, then its anchors or locations. Two heads whose places are
-    equal can be compared number by number, on one grid."""
+    """What the head's answers are of: the plug-in's name, then its anchors or locations, then how it codes boxes. Two
+    heads whose places are equal can be compared number by number, on one grid."""
+    bins: int | None = None
+    """The greatest distance of the distributions that its boxes are, where they are such."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        """What these outputs, its own or a comparable teacher's, say place by place, and which places answer for which
+        of the batch's boxes by the detector's own assignment; of a detector of two stages, the second's regions."""
+
+    @abstractmethod
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
         """Scores, decoding, per-class non-maximum suppression and the cap on detections; boxes are clipped to each
         image's valid area."""
@@ -184,6 +192,7 @@ class PyramidDetector(Detector):
         top: Top,
         places: tuple[object, ...],
         family: Literal["one_stage", "two_stage"] = "one_stage",
+        bins: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -197,7 +206,8 @@ class PyramidDetector(Detector):
             strides=tuple(2**level for level in config.levels),
             num_classes=num_classes,
             family=family,
-            places=(config.name, *places),
+            places=(config.name, *places, *(() if bins is None else (f"bins {bins}",))),
+            bins=bins,
         )
 
     def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:

@@ -24,7 +24,9 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
 from kd.blocks.anchors import Anchors, AnchorShapes, check_anchors
+from kd.blocks.answers import Answers
 from kd.blocks.dense import best_of_levels, flat, suppressed
+from kd.blocks.region_answers import region_answers
 from kd.blocks.region_targets import AnchorTargets, RegionTargets, anchor_targets, drawn_regions, region_targets
 from kd.blocks.response import box_error, soft_classes, soft_regions
 from kd.blocks.rois import Proposer, RegionHead, pool
@@ -114,7 +116,7 @@ class FasterRCNN(PyramidDetector):
         Anchors and regions on the background that lie in ignored regions are left out.
         """
         per_anchor, per_region = self._shares(batch)
-        anchors, regions = self._anchor_targets(batch), self._region_targets(outputs, batch)
+        anchors, regions = self._anchor_targets(batch), region_targets(outputs.proposals, batch)
         objectness, codes = self._flat(outputs, anchors.anchors)
         found = F.binary_cross_entropy_with_logits(objectness, anchors.positive.float(), reduction="none")
         wanted = self.anchor_coder.encode_single(anchors.of_positives()[1], anchors.of_positives()[0])
@@ -139,7 +141,7 @@ class FasterRCNN(PyramidDetector):
         if [len(p) for p in student.proposals] != [len(p) for p in target.proposals]:
             raise ValueError("the target was asked about other proposals; give predict the student's")
         per_anchor, per_region = self._shares(batch)
-        anchors, regions = self._anchor_targets(batch), self._region_targets(student, batch)
+        anchors, regions = self._anchor_targets(batch), region_targets(student.proposals, batch)
         objectness, codes = self._flat(student, anchors.anchors)
         soft, wanted = (x.detach() for x in self._flat(target, anchors.anchors))
         truth = self.anchor_coder.encode_single(anchors.of_positives()[1], anchors.of_positives()[0])
@@ -153,6 +155,10 @@ class FasterRCNN(PyramidDetector):
             "cls": found.sum() * per_anchor + named.sum() * per_region,
             "box": place * per_anchor + box * per_region,
         }
+
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        """See `Detector.answers`."""
+        return region_answers(outputs, batch, self._shares(batch)[1], self.region_coder)
 
     @torch.no_grad()
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
@@ -204,9 +210,6 @@ class FasterRCNN(PyramidDetector):
 
     def _anchor_targets(self, batch: Batch) -> AnchorTargets:
         return anchor_targets(self._anchors(batch.geometry), batch, self.config.anchor_samples)
-
-    def _region_targets(self, outputs: Outputs, batch: Batch) -> RegionTargets:
-        return region_targets(outputs.proposals, batch)
 
     def _region_codes(self, regions: RegionTargets) -> Tensor:
         """(P, 4): what the positives' boxes are in the second stage's coding."""

@@ -9,6 +9,7 @@ Shape letters: B images, K classes, L locations of all levels, P positive locati
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,9 +19,12 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
+from kd.blocks import distribution
 from kd.blocks import points as pts
+from kd.blocks.answers import Answers, of_all_images
 from kd.blocks.assign import assign
 from kd.blocks.dense import best_of_levels, flat, keep_rows, one_hot, suppressed
+from kd.blocks.distribution import check_bins
 from kd.blocks.response import box_error, soft_classes
 from kd.blocks.towers import Towers
 from kd.detectors._torchvision import our_names
@@ -40,9 +44,13 @@ class Config(DetectorConfig):
     point_offset: float = 0.0
     """Where a location lies in its cell, in cells. torchvision's anchors use 0 (the middle of a ResNet cell's
     receptive field), the paper 0.5; weights and teachers of response distillation must agree on it."""
+    bins: int | None = None
+    """Every side of a box is a distribution over distances of 0..bins strides (GFL's is 16), learnt with a distribution
+    focal loss beside the GIoU; null: a number. The method `ld` needs it, equal on both sides."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_bins(self.bins)
         if not 0 <= self.point_offset <= 1:
             raise ValueError(f"point_offset must be in [0, 1], got {self.point_offset}")
         if not 0.5 <= self.center_radius <= 16:
@@ -78,9 +86,10 @@ class FCOS(PyramidDetector):
     """Backbone, pyramid, head."""
 
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
-        super().__init__(config, num_classes, backbone, "p5", places=(config.point_offset,))
+        places = (f"point_offset {config.point_offset}",)
+        super().__init__(config, num_classes, backbone, "p5", places, bins=config.bins)
         self.config = config
-        self.head = Towers(config.width, config.head_depth, num_classes)
+        self.head = Towers(config.width, config.head_depth, num_classes, config.bins)
 
     def predict(
         self,
@@ -89,7 +98,8 @@ class FCOS(PyramidDetector):
         proposals: tuple[Tensor, ...] | None = None,
         sampling: Batch | None = None,
     ) -> Outputs:
-        """See `Detector.predict`. `box_deltas` are distances in strides, after the ReLU, as torchvision's."""
+        """See `Detector.predict`. `box_deltas` are distances in strides, after the ReLU, as torchvision's, or with
+        `bins` the logits of their distributions."""
         return Outputs(*self.head(pyramid))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -97,7 +107,8 @@ class FCOS(PyramidDetector):
         return {"positives": self._targets(batch).positive.sum().float()}
 
     def task_losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Focal, GIoU and centerness loss, each the sum over locations / positives of the global batch.
+        """Focal, GIoU, centerness and, with `bins`, distribution focal loss, each the sum over locations / positives of
+        the global batch.
 
         Locations in ignored regions that answer for no box are left out of the focal loss.
         """
@@ -111,7 +122,12 @@ class FCOS(PyramidDetector):
         giou = generalized_box_iou_loss(pts.decode(xy, stride, distances[positive]), boxes, reduction="sum")
         wanted = pts.centerness(pts.encode(xy, stride, boxes))
         inside = F.binary_cross_entropy_with_logits(centerness[positive], wanted, reduction="sum")
-        return {"cls": (focal.sum(-1) * counted).sum() * share, "box": giou * share, "centerness": inside * share}
+        losses = {"cls": (focal.sum(-1) * counted).sum() * share, "box": giou * share, "centerness": inside * share}
+        edges = _edges(outputs, targets.points)
+        if edges is None:
+            return losses
+        spread = distribution.focal(edges[positive], pts.encode(xy, stride, boxes)).mean(-1).sum()
+        return losses | {"dfl": distribution.DFL * spread * share}
 
     def distill_losses(self, student: Outputs, target: Outputs, batch: Batch, box_loss: str) -> dict[str, Tensor]:
         """See `Detector.distill_losses`. Both terms are sums / positives of the global batch.
@@ -126,6 +142,19 @@ class FCOS(PyramidDetector):
         box = box_error(distances[targets.positive], wanted[targets.positive], truth, box_loss)
         cls = soft_classes(logits, soft).sum(-1) * targets.on_image
         return {"cls": cls.sum() * share, "box": box * share}
+
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        """See `Detector.answers`."""
+        targets, share = self._targets(batch), 1 / batch.totals["positives"].clamp(min=1)
+        points, count = targets.points, len(batch)
+        edges = _edges(outputs, points)
+        logits, distances, _ = _flat(outputs, points)
+        matched = targets.matched, targets.on_image, targets.labels, share
+        common = of_all_images((logits, distances), pts.squares(points, 8), *matched)
+        flat_edges = None if edges is None else edges.flatten(0, 1)
+        xy, stride = points.xy.repeat(count, 1), points.stride.repeat(count)
+        decode, lengths = partial(pts.decode, xy, stride), tuple(rows * columns for rows, columns in points.shapes)
+        return Answers(**common, regions=False, decode=decode, lengths=lengths, edges=flat_edges)
 
     @torch.no_grad()
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
@@ -172,4 +201,14 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _flat(outputs: Outputs, points: pts.Points) -> tuple[Tensor, Tensor, Tensor]:
     """Maps -> float32 class logits (B, L, K), distances (B, L, 4), centerness logits (B, L)."""
     logits = flat(outputs.class_logits, points.shapes, outputs.class_logits[0].shape[1])
-    return logits, flat(outputs.box_deltas, points.shapes, 4), flat(outputs.centerness, points.shapes, 1).squeeze(-1)
+    distances, _ = distribution.sides(_boxes(outputs, points))
+    return logits, distances, flat(outputs.centerness, points.shapes, 1).squeeze(-1)
+
+
+def _edges(outputs: Outputs, points: pts.Points) -> Tensor | None:
+    """(B, L, 4, E) logits of the distributions, where there are any."""
+    return distribution.sides(_boxes(outputs, points))[1]
+
+
+def _boxes(outputs: Outputs, points: pts.Points) -> Tensor:
+    return flat(outputs.box_deltas, points.shapes, outputs.box_deltas[0].shape[1])

@@ -11,19 +11,23 @@ Shape letters: B images, K classes, L anchors of all levels, P positive anchors 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from data_sharding.batch import Batch, Geometry, Outputs
 from kd.backbones.base import Backbone
+from kd.blocks import distribution
+from kd.blocks.anchor_coding import AnchorCoding
 from kd.blocks.anchor_towers import AnchorTowers, HeadNorm
 from kd.blocks.anchors import Anchors, AnchorShapes, check_anchors, under_any
+from kd.blocks.answers import Answers, of_all_images
 from kd.blocks.dense import best_of_levels, flat, keep_rows, one_hot, suppressed
+from kd.blocks.distribution import check_bins
 from kd.blocks.fpn import Top
 from kd.blocks.match import BACKGROUND, match_all
 from kd.blocks.response import box_error, soft_classes
@@ -56,9 +60,13 @@ class Config(DetectorConfig):
     """Anchors that overlap a box at least so much answer for it; each box also has its best anchor."""
     negative_iou: float = 0.4
     """Anchors that overlap no box so much are background; those between count for nothing."""
+    bins: int | None = None
+    """Every side of a box is a distribution over distances of 0..bins strides from the anchor's centre (GFL's is 16),
+    learnt with a distribution focal loss too; null: deltas. The method `ld` needs it, equal on both sides."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_bins(self.bins)
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 "anchors need 0 < negative_iou <= positive_iou <= 1, got "
@@ -94,8 +102,8 @@ class Targets:
         return self.positive | ((self.matched == BACKGROUND) & self.on_image & ~self.ignored)
 
     def of_positives(self) -> tuple[Tensor, Tensor]:
-        """(P, 4) anchors and (P, 4) boxes of the positives, in the order of `x[positive]`."""
-        return self.anchors.boxes[self.positive.nonzero()[:, 1]], self.boxes[self.matched[self.positive]]
+        """(P,) which anchors and (P, 4) boxes of the positives, in the order of `x[positive]`."""
+        return self.positive.nonzero()[:, 1], self.boxes[self.matched[self.positive]]
 
 
 class RetinaNet(PyramidDetector):
@@ -103,10 +111,11 @@ class RetinaNet(PyramidDetector):
 
     def __init__(self, config: Config, num_classes: int, backbone: Backbone) -> None:
         anchors = AnchorShapes(sizes=config.anchor_sizes, ratios=config.anchor_ratios, whole_pixels=config.whole_pixels)
-        super().__init__(config, num_classes, backbone, config.top, places=(anchors,))
+        super().__init__(config, num_classes, backbone, config.top, (anchors,), bins=config.bins)
         self.config, self.anchors = config, anchors
-        self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-        self.head = AnchorTowers(config.width, config.head_depth, self.anchors.per_cell, num_classes, config.head_norm)
+        self.coding = AnchorCoding(distances=config.bins is not None)
+        last = anchors.per_cell, num_classes, config.head_norm, config.bins
+        self.head = AnchorTowers(config.width, config.head_depth, *last)
 
     def predict(
         self,
@@ -123,7 +132,8 @@ class RetinaNet(PyramidDetector):
         return {"positives": self._targets(batch).positive.sum().float()}
 
     def task_losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Focal and box loss, each the sum over anchors / positives of the global batch.
+        """Focal, box and, with `bins`, distribution focal loss, each the sum over anchors / positives of the global
+        batch.
 
         Background anchors in ignored regions are left out of the focal loss.
         """
@@ -131,8 +141,13 @@ class RetinaNet(PyramidDetector):
         logits, codes = self._flat(outputs, targets.anchors)
         hot = one_hot(targets.matched, targets.labels, self.shapes.num_classes)
         focal = sigmoid_focal_loss(logits, hot, alpha=0.25, gamma=2.0, reduction="none")
-        box = self._box_loss(codes[targets.positive], *targets.of_positives())
-        return {"cls": (focal.sum(-1) * targets.counted).sum() * share, "box": box * share}
+        box = self._box_loss(codes[targets.positive], targets)
+        losses = {"cls": (focal.sum(-1) * targets.counted).sum() * share, "box": box * share}
+        edges = self._edges(outputs, targets.anchors)
+        if edges is None:
+            return losses
+        spread = distribution.focal(edges[targets.positive], self._truth(targets)).mean(-1).sum()
+        return losses | {"dfl": distribution.DFL * spread * share}
 
     def distill_losses(self, student: Outputs, target: Outputs, batch: Batch, box_loss: str) -> dict[str, Tensor]:
         """See `Detector.distill_losses`. Both terms are sums / positives of the global batch.
@@ -143,11 +158,20 @@ class RetinaNet(PyramidDetector):
         targets, share = self._targets(batch), 1 / batch.totals["positives"].clamp(min=1)
         logits, codes = self._flat(student, targets.anchors)
         soft, wanted = (x.detach() for x in self._flat(target, targets.anchors))
-        anchors, boxes = targets.of_positives()
-        truth = self.coder.encode_single(boxes, anchors)
-        box = box_error(codes[targets.positive], wanted[targets.positive], truth, box_loss)
+        box = box_error(codes[targets.positive], wanted[targets.positive], self._truth(targets), box_loss)
         cls = soft_classes(logits, soft).sum(-1) * targets.on_image
         return {"cls": cls.sum() * share, "box": box * share}
+
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        """See `Detector.answers`."""
+        targets, share = self._targets(batch), 1 / batch.totals["positives"].clamp(min=1)
+        anchors, edges = targets.anchors, self._edges(outputs, targets.anchors)
+        matched = targets.matched, targets.on_image, targets.labels, share
+        common = of_all_images(self._flat(outputs, anchors), anchors.boxes, *matched)
+        index = torch.arange(len(anchors.boxes), device=anchors.boxes.device).repeat(len(batch))
+        decode = partial(self.coding.decode, anchors=anchors, index=index)
+        flat_edges = None if edges is None else edges.flatten(0, 1)
+        return Answers(**common, regions=False, decode=decode, lengths=tuple(anchors.lengths), edges=flat_edges)
 
     @torch.no_grad()
     def detect(self, outputs: Outputs, geometry: Geometry) -> list[Detections]:
@@ -158,7 +182,7 @@ class RetinaNet(PyramidDetector):
         found = []
         for s, c, (height, width) in zip(scores, codes, geometry.sizes.tolist(), strict=True):
             index = best_of_levels(s, anchors.lengths, self.config.candidates, self.config.score_threshold)
-            boxes = self.coder.decode_single(c[index // classes], anchors.boxes[index // classes])
+            boxes = self.coding.decode(c[index // classes], anchors, index // classes)
             best = boxes, s.flatten()[index], index % classes
             found.append(Detections(*suppressed(*best, (height, width), self.config.nms, self.config.detections)))
         return found
@@ -168,11 +192,17 @@ class RetinaNet(PyramidDetector):
         rows = [anchor * known + c for anchor in range(per_cell) for c in classes]
         keep_rows(self.head.classification_head.cls_logits, rows)
 
-    def _box_loss(self, codes: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """(P, 4) codes, their anchors and the boxes they answer for -> the sum of the box loss."""
+    def _box_loss(self, codes: Tensor, targets: Targets) -> Tensor:
+        """(P, 4) codes of the positives -> the sum of the box loss."""
         if self.config.box_loss == "l1":
-            return F.l1_loss(codes, self.coder.encode_single(boxes, anchors), reduction="sum")
-        return generalized_box_iou_loss(self.coder.decode_single(codes, anchors), boxes, reduction="sum")
+            return F.l1_loss(codes, self._truth(targets), reduction="sum")
+        index, boxes = targets.of_positives()
+        return generalized_box_iou_loss(self.coding.decode(codes, targets.anchors, index), boxes, reduction="sum")
+
+    def _truth(self, targets: Targets) -> Tensor:
+        """(P, 4): the codes of the boxes that the positives answer for."""
+        index, boxes = targets.of_positives()
+        return self.coding.encode(boxes, targets.anchors, index)
 
     def _anchors(self, geometry: Geometry) -> Anchors:
         return self.anchors.on(geometry.canvas, self.shapes.strides, geometry.sizes.device)
@@ -193,7 +223,15 @@ class RetinaNet(PyramidDetector):
     def _flat(self, outputs: Outputs, anchors: Anchors) -> tuple[Tensor, Tensor]:
         """Maps -> float32 class logits (B, L, K), box codes (B, L, 4)."""
         logits = flat(outputs.class_logits, anchors.shapes, self.shapes.num_classes)
-        return logits, flat(outputs.box_deltas, anchors.shapes, 4)
+        return logits, distribution.sides(_boxes(outputs, anchors))[0]
+
+    def _edges(self, outputs: Outputs, anchors: Anchors) -> Tensor | None:
+        """(B, L, 4, E) logits of the distributions, where there are any."""
+        return distribution.sides(_boxes(outputs, anchors))[1]
+
+
+def _boxes(outputs: Outputs, anchors: Anchors) -> Tensor:
+    return flat(outputs.box_deltas, anchors.shapes, outputs.box_deltas[0].shape[1] // anchors.per_cell)
 
 
 def build(config: Config, num_classes: int, weights_follow: bool = False) -> RetinaNet:

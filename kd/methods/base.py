@@ -60,6 +60,17 @@ class MethodConfig:
         return True
 
     @property
+    def reads_within(self) -> float | None:
+        """By how much boxes grow inside which lies all that it reads of the teacher (`foreground_cells` of
+        `data_sharding.codecs_foreground` says which cells these are); None: it reads everywhere."""
+        return None
+
+    @property
+    def sparse_suffices(self) -> bool:
+        """Whether a cache of foreground alone serves it."""
+        return self.reads_within is not None
+
+    @property
     def assisted(self) -> bool:
         """Whether these settings need the assistant of a method that has one."""
         return True
@@ -85,11 +96,14 @@ class Method(nn.Module, ABC):
 
     reads: ClassVar[frozenset[str]] = frozenset({"pyramid"})
     """Fields of the teacher's `Taps` that it or its assistant reads: the cache stores only these."""
-    sparse_suffices: ClassVar[bool] = False
-    """Whether positions inside boxes are all that it reads of the teacher."""
     needs_head: bool = False
     """Whether it asks what the teacher's head says (`Advice.teacher_outputs`): the frozen head then stays loaded, also
     beside a cached teacher, and is run on the taught pyramid. Such a method calls `check_comparable` first."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What its losses divide by beside the images, of one micro-batch: scalars, found summed over the global batch
+        in `batch.totals`. Equal names must mean equal counts, for all methods see all of them."""
+        return {}
 
     @abstractmethod
     def losses(

@@ -9,13 +9,12 @@ channels instead of half of their 9 C; GroupNorm in place of the graph's BatchNo
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
-from kd.blocks.adapt import MatchChannels, same_levels
+from kd.blocks.adapt import MatchChannels, each, same_levels
 from kd.blocks.divergence import distance, root, squared_error
 from kd.blocks.foreground import all_boxes
 from kd.blocks.global_relation import GraphReasoning
@@ -70,8 +69,8 @@ class Loss(Method):
         mine, taught, images = student.pyramid, teacher.detach().pyramid, batch.totals["images"].clamp(min=1)
         terms: dict[str, Tensor] = {}
         if self.pixel:
-            s, t = (_each(graphs, x) for graphs, x in ((self.student_graph, mine), (self.teacher_graph, taught)))
-            distances = [distance(a, b) for a, b in zip(self.match(s), t, strict=True)]
+            s, t = self.match(each(self.student_graph, mine)), each(self.teacher_graph, taught)
+            distances = [distance(a, b) for a, b in zip(s, t, strict=True)]
             terms["feat"] = self.pixel * torch.stack(distances).sum() / images
         boxes, image = all_boxes(batch)
         s, t = (self._objects(pyramid, boxes, image) for pyramid in (mine, taught))
@@ -79,7 +78,7 @@ class Loss(Method):
             found = _between(self.match_foreground(s), t, image, len(batch))
             terms["foreground"] = self.foreground * found / images
         if self.instance:
-            s, t = _each(self.student_relation, s, image), _each(self.teacher_relation, t, image)
+            s, t = _told(self.student_relation, s, image), _told(self.teacher_relation, t, image)
             terms["instance"] = self.instance * _between(self.match_instances(s), t, image, len(batch)) / images
         return terms
 
@@ -89,11 +88,9 @@ class Loss(Method):
         return tuple(object_maps(level, boxes, image, stride, SIZE) for level, stride in levels)
 
 
-def _each(blocks: nn.ModuleList, maps: tuple[Tensor, ...], image: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Each block's answer to its map; to objects' maps as vectors, told whose they are."""
-    if image is None:
-        return tuple(cast(Tensor, block(x)) for block, x in zip(blocks, maps, strict=True))
-    return tuple(block(x.flatten(1), image).view_as(x) for block, x in zip(blocks, maps, strict=True))
+def _told(blocks: nn.ModuleList, objects: tuple[Tensor, ...], image: Tensor) -> tuple[Tensor, ...]:
+    """What the relation among the objects of each image (M,) makes of them, per level (M, C, 3, 3)."""
+    return tuple(block(x.flatten(1), image).view_as(x) for block, x in zip(blocks, objects, strict=True))
 
 
 def _between(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], image: Tensor, images: int) -> Tensor:

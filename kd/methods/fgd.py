@@ -8,13 +8,12 @@ and head are not inherited unless the recipe says so.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
-from kd.blocks.adapt import MatchChannels, same_levels
+from kd.blocks.adapt import MatchChannels, each, same_levels
 from kd.blocks.attention_maps import channel_attention, spatial_attention
 from kd.blocks.divergence import squared_error
 from kd.blocks.foreground import cover_objects
@@ -74,7 +73,7 @@ class Loss(Method):
         if self.attention:
             found["attention"] = [self.attention * self._attention_gap(*level) for level in zip(s, t, strict=True)]
         if self.relation:
-            pairs = zip(_related(self.student_relation, s), _related(self.teacher_relation, t), strict=True)
+            pairs = zip(each(self.student_relation, s), each(self.teacher_relation, t), strict=True)
             found["relation"] = [self.relation * squared_error(*level).sum() for level in pairs]
         images = batch.totals["images"].clamp(min=1)
         return {name: torch.stack(levels).sum() / images for name, levels in found.items()}
@@ -92,7 +91,3 @@ class Loss(Method):
         maps = (spatial_attention, channel_attention)
         gaps = [(of(student, self.temperature) - of(teacher, self.temperature)).abs().sum() for of in maps]
         return torch.stack(gaps).sum()
-
-
-def _related(blocks: nn.ModuleList, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(cast(Tensor, block(x)) for block, x in zip(blocks, pyramid, strict=True))

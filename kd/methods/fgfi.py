@@ -3,17 +3,17 @@ anchors overlap an object, on it and close around it. Reads the teacher's pyrami
 
 Departures: on every level, a box's anchors being those of all levels together, so that each object is imitated on the
 levels of its size; the anchors are RetinaNet's, centred on the cells, for every student (FCOS has none, and the mask is
-relative to a box's best); no position farther from its box than 1.2 times the box reaches, which a foreground-sparse
-cache does not hold; N_p counts an image's positions, over its levels, and images are averaged.
+relative to a box's best); no position that the box made 1.2 times as large does not meet, so that a cache of foreground
+alone suffices; N_p counts an image's positions, over its levels, and images are averaged.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
+from data_sharding.codecs_foreground import ENLARGED
 from kd.blocks.adapt import MatchChannels, same_levels
 from kd.blocks.divergence import squared_error
 from kd.blocks.imitation import anchor_masks
@@ -31,6 +31,8 @@ class Config(MethodConfig):
     """Square roots of the anchors' areas, in strides."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height / width."""
+    enlarged: float = ENLARGED
+    """How many times as large as a box is what its positions must meet; a sparse cache must hold that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,11 +41,15 @@ class Config(MethodConfig):
         for name in ("anchor_sizes", "anchor_ratios"):
             if not getattr(self, name) or min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be one or more numbers above 0, got {getattr(self, name)}")
+        if self.enlarged < 1:
+            raise ValueError(f"enlarged must be >= 1, got {self.enlarged}")
+
+    @property
+    def reads_within(self) -> float | None:
+        return self.enlarged
 
 
 class Loss(Method):
-    sparse_suffices: ClassVar[bool] = True
-
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         self.config, self.strides = config, pair.student.strides
@@ -52,9 +58,9 @@ class Loss(Method):
         self.match = MatchChannels(*channels, levels, kernel=3, always=True)
 
     def losses(self, student: Taps, outputs: Outputs, teacher: Taps, batch: Batch, advice: Advice) -> dict[str, Tensor]:
-        matched, settings = self.match(student.pyramid), self.config
+        matched, at = self.match(student.pyramid), self.config
         shapes = [(len(x), x.shape[2], x.shape[3]) for x in matched]
-        masks = anchor_masks(batch, shapes, self.strides, settings.anchor_sizes, settings.anchor_ratios, settings.phi)
+        masks = anchor_masks(batch, shapes, self.strides, at.anchor_sizes, at.anchor_ratios, at.phi, at.enlarged)
         positions = torch.stack([mask.sum(dim=(1, 2)) for mask in masks]).sum(0)
         share = 1 / (2 * positions * batch.totals["images"]).clamp(min=1)
         levels = [

@@ -8,13 +8,12 @@ in the authors' code; adapters start as the identity where the widths are equal.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
-from kd.blocks.adapt import MatchChannels, same_levels
+from kd.blocks.adapt import MatchChannels, each, same_levels
 from kd.blocks.attention_maps import spatial_attention
 from kd.blocks.divergence import distance
 from kd.blocks.global_relation import NonLocal
@@ -70,7 +69,7 @@ class Loss(Method):
         if self.means:
             found["means"] = [self.means * d for d in self._means(mine, taught)]
         if self.relation:
-            s, t = _related(self.student_relation, mine), _related(self.teacher_relation, taught)
+            s, t = each(self.student_relation, mine), each(self.teacher_relation, taught)
             found["relation"] = [self.relation * distance(a, b) for a, b in zip(self.match_relation(s), t, strict=True)]
         images = batch.totals["images"].clamp(min=1)
         return {name: torch.stack(distances).sum() / images for name, distances in found.items()}
@@ -86,7 +85,3 @@ class Loss(Method):
         planes = self.match_plane(tuple(x.mean(dim=1, keepdim=True) for x in student))
         over_plane = [distance(a, t.mean(dim=(2, 3), keepdim=True)) for a, t in zip(pooled, teacher, strict=True)]
         return over_plane + [distance(a, t.mean(dim=1, keepdim=True)) for a, t in zip(planes, teacher, strict=True)]
-
-
-def _related(blocks: nn.ModuleList, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(cast(Tensor, block(x)) for block, x in zip(blocks, pyramid, strict=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
-from kd.blocks.adapt import MatchChannels, same_levels
+from kd.blocks.adapt import MatchChannels, each, same_levels
 from kd.blocks.divergence import squared_error
 from kd.blocks.foreground import all_boxes, cover_objects, even
 from kd.blocks.patch_attention import PatchAttention
@@ -61,8 +61,7 @@ class Loss(Method):
         if self.config.feature:
             terms["feat"] = self.config.feature * _error(self.match(student.pyramid), taught, weights, batch)
         if self.config.relation:
-            related = tuple(block(x) for block, x in zip(self.student_relation, student.pyramid, strict=True))
-            wanted = tuple(block(x) for block, x in zip(self.teacher_relation, taught, strict=True))
+            related, wanted = each(self.student_relation, student.pyramid), each(self.teacher_relation, taught)
             terms["relation"] = self.config.relation * _error(self.match_relation(related), wanted, weights, batch)
         return terms
 

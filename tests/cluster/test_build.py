@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster import build, gate, packing
+from cluster.cache_keys import cache_folder, cache_key
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.scoring import ground_truth
@@ -189,16 +190,16 @@ def test_the_cache_key_names_what_decides_its_bytes(tmp_path: Path) -> None:
     teacher = build.load_teacher(config.teachers[0], train.dataset.categories)
     shapes = build.build_student(config, 10).shapes
 
-    key = build.cache_key(config, teacher, shapes, train)
-    again = build.cache_key(check(to_tree(config), "again"), teacher, shapes, train)
+    key = cache_key(config, teacher, shapes, train)
+    again = cache_key(check(to_tree(config), "again"), teacher, shapes, train)
 
     assert key == again
     assert key.taps == ("c5", "p3", "p4", "p5")
     assert key.strides == (32, 8, 16, 32)
     assert key.weights_sha256 == student.load(config.teachers[0].weights)[1].sha256
     pooled = check(to_tree(replace(config, teachers=(replace(config.teachers[0], align="pool"),))), "pooled")
-    assert build.cache_folder(config, key) != build.cache_folder(
-        pooled, build.cache_key(pooled, replace(teacher, config=pooled.teachers[0]), shapes, train)
+    assert cache_folder(config, key) != cache_folder(
+        pooled, cache_key(pooled, replace(teacher, config=pooled.teachers[0]), shapes, train)
     )
 
 

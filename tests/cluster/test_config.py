@@ -183,6 +183,10 @@ def test_programs_may_lay_over_paths_and_numpy_numbers() -> None:
         ("name=a/b", r"name: becomes a folder's name"),
         ("optim=3", r"optim: .*object \(got 3\)"),
         ("optim.lr.x=3", r"optim\.lr\.x: cannot set 'x' below the plain value 0\.01"),
+        ("teachers.0.codec=int4", r"teachers\.0\.codec: .*'int8'.*\(got 'int4'\)"),
+        ("teachers.0.tap_codecs.p9=fp16", r"teachers\.0\.tap_codecs\.p9.*'c5', 'p2'"),
+        ("teachers.0.tap_codecs.p3=int4", r"teachers\.0\.tap_codecs\.p3: .*'int8'.*\(got 'int4'\)"),
+        ("distill.fitnet.enlarged=0.5", r"distill\.fitnet: enlarged must be >= 1, got 0\.5"),
         ("teachers.2.weights=w", r"teachers\.2\.weights: '2' is no entry of a list of 1"),
     ],
 )
@@ -199,17 +203,38 @@ def test_mistakes_are_told_in_the_words_of_the_recipe(override: str, message: st
         (["teachers.1.weights=w"], r"more than one is named 'teacher'"),
         (["teachers.0.name=a b"], r"teachers\.0\.name: becomes a part of file and metric names"),
         (["optim.batch=6", "order.lanes=4"], r"order\.lanes: 4 lanes must divide optim\.batch=6"),
-        (["optim.batch=6", "resources.workers=4"], r"optim\.batch: 6 images cannot be shared evenly"),
-        (["optim.accumulate=3"], r"resources\.workers=1 x optim\.accumulate=3; take a multiple of 3"),
+        (["optim.batch=3", "resources.workers=4"], r"optim\.batch: 3 images cannot be shared by"),
+        (["optim.batch=2", "optim.accumulate=3"], r"resources\.workers=1 x optim\.accumulate=3; take at least 3"),
         (["optim.ema=0.99", "resources.zero=3"], r"optim\.ema: cannot be kept at resources\.zero=3"),
         (["optim.warmup=2000"], r"optim\.warmup: 2000 steps do not fit"),
         (["seed=-1"], r"seed: must be >= 0"),
+        (
+            ["teachers.0.codec=sparse"],
+            r"teachers\.0\.codec: sparse stores only what lies inside boxes, and scalekd reads the whole map; "
+            r"set teachers\.0\.codec=int8$",
+        ),
+        (
+            ["teachers.0.codec=sparse", 'distill={"fitnet": {}}'],
+            r"and fitnet reads the whole map; set teachers\.0\.codec=int8 or distill\.fitnet\.foreground=true$",
+        ),
+        (
+            ["teachers.0.tap_codecs.p4=sparse_position", "distill.fitnet.foreground=true", "distill.pkd={}"],
+            r"teachers\.0\.tap_codecs\.p4: sparse_position .* pkd and scalekd read the .*\.p4=int8$",
+        ),
         (["views.crop=[64,64]"], r"evaluation\.views: the evaluation view of crops"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_with(*overrides)
+
+
+def test_a_cache_of_foreground_serves_methods_that_read_no_more() -> None:
+    masked = 'distill={"fitnet": {"foreground": true}}'
+    for settings in (["teachers.0.codec=sparse", masked], ["teachers.0.tap_codecs.p3=sparse_channel", masked]):
+        assert load_with(*settings).teachers[0].cache
+    live = load_with("teachers.0.codec=sparse", "teachers.0.cache=false")
+    assert not live.teachers[0].cache, "what is not stored contradicts nothing"
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -8,7 +8,7 @@ import pytest
 from data_sharding.cache_key import CacheKey
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewTable
-from tests.data_sharding.tiny import tiny_dataset, tiny_key, tiny_views, write
+from tests.data_sharding.tiny import KEYS, tiny_dataset, tiny_key, tiny_views, write
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +21,15 @@ def views(dataset: PackedDataset) -> ViewTable:
     return tiny_views(dataset)
 
 
+@pytest.fixture(scope="session", params=KEYS)
+def stored(request: pytest.FixtureRequest) -> str:
+    """Which of `KEYS` the cache has."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def key(dataset: PackedDataset, views: ViewTable) -> CacheKey:
-    return tiny_key(dataset, views)
+def key(stored: str, dataset: PackedDataset, views: ViewTable) -> CacheKey:
+    return tiny_key(dataset, views, **KEYS[stored])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_sharding.cache_writer import CacheWriter, _HashingFile
 from data_sharding.shards import PackedDataset
-from tests.data_sharding.tiny import tiny_key, tiny_taps, tiny_views
+from tests.data_sharding.tiny import KEYS, tiny_key, tiny_taps, tiny_views
 
 
 def die_after(calls: int) -> None:
@@ -35,21 +35,21 @@ def die_after(calls: int) -> None:
     _HashingFile.write = counted(_HashingFile.write)  # type: ignore[method-assign]
 
 
-def fill(packed: Path, folder: Path, part: int, parts: int) -> None:
+def fill(packed: Path, folder: Path, stored: str, part: int, parts: int) -> None:
     dataset = PackedDataset.open(packed)
     views = tiny_views(dataset)
-    key = tiny_key(dataset, views)
+    key = tiny_key(dataset, views, **KEYS[stored])
     writer = CacheWriter(folder, key, dataset, views)
     for shard in writer.pending(part, parts):
         writer.fill(shard, tiny_taps(key, views))
 
 
-def main(packed: Path, folder: Path, moments: list[int]) -> None:
+def main(packed: Path, folder: Path, stored: str, moments: list[int]) -> None:
     for number, calls in enumerate(moments):
         child = os.fork()
         if child == 0:
             die_after(calls)
-            fill(packed, folder, number % 2, 2 + number % 3)
+            fill(packed, folder, stored, number % 2, 2 + number % 3)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         sys.stdout.write("killed\n" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}\n")
@@ -57,4 +57,4 @@ def main(packed: Path, folder: Path, moments: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(n) for n in sys.argv[3:]])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], [int(n) for n in sys.argv[4:]])

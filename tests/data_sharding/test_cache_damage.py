@@ -14,7 +14,7 @@ from data_sharding.codecs import codec
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
-from tests.data_sharding.tiny import tensors, tiny_key, write
+from tests.data_sharding.tiny import read, write
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -71,7 +71,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_never_gives_other_features(
     path = min(shard_files(cache_folder), key=lambda p: p.stat().st_size)
     position_of = {int(image_id): i for i, image_id in enumerate(dataset.image_ids)}
     asked = [(position_of[image_id], view) for (image_id, view), _, _ in rows_of(path)]
-    good = [tensors(TeacherCache.open(cache_folder, key).read([i], [k])) for i, k in asked]
+    good = [read(TeacherCache.open(cache_folder, key), [i], [k]) for i, k in asked]
     payload = [range(a, b) for _, a, b in rows_of(path)]
     header = [at for at in range(path.stat().st_size) if not any(at in stretch for stretch in payload)]
     noticed = 0
@@ -79,7 +79,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_never_gives_other_features(
         flip(path, at)
         try:
             cache = TeacherCache.open(cache_folder, key)
-            found = [tensors(cache.read([i], [k])) for i, k in asked]
+            found = [read(cache, [i], [k]) for i, k in asked]
             assert all(torch.equal(a, b) for x, y in zip(good, found, strict=True) for a, b in zip(x, y, strict=True))
         except ShardCorrupt:
             noticed += 1
@@ -110,9 +110,9 @@ def test_a_file_that_is_cut_while_it_is_mapped_does_not_end_the_process(
 
 
 def test_swapped_samples_are_noticed_by_their_key_even_without_checksums(
-    tmp_path: Path, dataset: PackedDataset, views: ViewTable
+    tmp_path: Path, key: CacheKey, dataset: PackedDataset, views: ViewTable
 ) -> None:
-    key = tiny_key(dataset, views, shard_bytes=2**20)
+    key = replace(key, shard_bytes=2**20)
     write(tmp_path, key, dataset, views)
     path = max(shard_files(tmp_path), key=lambda p: len(rows_of(p)))
     reader = pa.ipc.open_file(path.read_bytes())

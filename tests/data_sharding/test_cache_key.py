@@ -19,11 +19,13 @@ OTHER_VALUES: dict[str, Any] = {
     "channels": (4, 3, 3),
     "strides": (16, 8, 16),
     "canvases": ((128, 128),),
-    "codec": "fp32",
+    "codecs": ("sparse_channel", "sparse_position", "fp32"),
+    "enlarged": 1.3,
     "versions": library_versions(),
 }
 
 
+@pytest.mark.parametrize("stored", ["int8 and sparse"], indirect=True)
 @pytest.mark.parametrize("name", [f.name for f in fields(CacheKey)])
 def test_a_foreign_cache_names_the_setting_and_both_values(
     cache_folder: Path, key: CacheKey, dataset: PackedDataset, views: ViewTable, name: str
@@ -52,8 +54,13 @@ def test_impossible_keys_are_errors(key: CacheKey) -> None:
     with pytest.raises(ValueError, match="one channel count and one stride per tap"):
         replace(key, channels=(1,))
     with pytest.raises(ValueError, match="no codec 'fp8'"):
-        replace(key, codec="fp8")
-    with pytest.raises(ValueError, match="got 0, 12000 and 1"):
+        replace(key, codecs=("fp16", "fp8", "fp16"), enlarged=None)
+    with pytest.raises(ValueError, match="one codec per tap"):
+        replace(key, codecs=("fp16",))
+    for codecs, enlarged in ((("fp16", "fp16", "sparse_channel"), None), (("fp16",) * 3, 1.2)):
+        with pytest.raises(ValueError, match="sparse codecs, and they alone, need `enlarged`"):
+            replace(key, codecs=codecs, enlarged=enlarged)
+    with pytest.raises(ValueError, match=f"got 0, {key.shard_bytes} and 1"):
         replace(key, batch=0)
 
 

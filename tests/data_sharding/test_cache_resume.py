@@ -24,12 +24,12 @@ def test_any_number_of_writers_gives_the_same_bytes(
 
 
 def test_writers_killed_anywhere_leave_a_cache_that_others_finish_with_the_same_bytes(
-    tmp_path: Path, cache_folder: Path, key: CacheKey, dataset: PackedDataset, views: ViewTable
+    tmp_path: Path, cache_folder: Path, stored: str, key: CacheKey, dataset: PackedDataset, views: ViewTable
 ) -> None:
     folder = tmp_path / "killed"
     moments = [1, 4, 9, 25, 60, 61, 111]
     told = subprocess.run(
-        [sys.executable, "-m", "tests.data_sharding.killed_writer", dataset.folder, folder, *map(str, moments)],
+        [sys.executable, "-m", "tests.data_sharding.killed_writer", dataset.folder, folder, stored, *map(str, moments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -62,7 +62,7 @@ def cache(tmp_path: Path, dataset: PackedDataset, views: ViewTable) -> TeacherCa
 def read(dataset: PackedDataset, views: ViewTable, cache: TeacherCache) -> list[Taps]:
     order = order_of(dataset, views, seed=0, batch=4)
     with Loader(dataset, views, order, world=World(), caches={"big": cache}) as loader:
-        return [batch.cached["big"] for (batch,) in islice(loader, order.step_of(2))]
+        return [batch.cached["big"].decode() for (batch,) in islice(loader, order.step_of(2))]
 
 
 def test_the_same_pixels_are_read(dataset: PackedDataset, views: ViewTable, cache: TeacherCache) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,9 +18,17 @@ from data_sharding.datasets.base import Source
 from data_sharding.pack import pack
 from data_sharding.record import Category, Record
 from data_sharding.shards import PackedDataset
+from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewConfig, ViewTable
 
 CANVASES = ((128, 128), (128, 256), (256, 128))
+KEYS: dict[str, dict[str, Any]] = {
+    "fp16": {},
+    "int8 and sparse": {
+        "codecs": ("sparse_channel", "sparse_position", "int8_channel"), "enlarged": 1.2, "shard_bytes": 5_000,
+    },
+}  # fmt: skip
+"""What is stored in the caches that every promise about files is tried on."""
 
 
 def tiny_record(number: int) -> Record:
@@ -72,6 +80,7 @@ def tiny_key(dataset: PackedDataset, views: ViewTable, **settings: Any) -> Cache
         "channels": (5, 3, 3),
         "strides": (32, 8, 16),
         "canvases": views.buckets,
+        "codecs": ("fp16", "fp16", "fp16"),
         "batch": 2,
         "shard_bytes": 12_000,
     }
@@ -114,3 +123,8 @@ def one_canvas(views: ViewTable, view: int) -> np.ndarray:
 
 def tensors(taps: Taps) -> list[torch.Tensor]:
     return ([] if taps.c5 is None else [taps.c5]) + list(taps.pyramid)
+
+
+def read(cache: TeacherCache, positions: Sequence[int] | np.ndarray, views: Sequence[int]) -> list[torch.Tensor]:
+    """The maps of a cache in float32, as a training step sees them."""
+    return tensors(cache.read(positions, views).decode())

@@ -17,16 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from data_sharding.assemble import Assembler, Sample
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_writer import CacheWriter
 from data_sharding.datasets.base import Source
 from data_sharding.loader import NO_CACHES, Loader, order_of
-from data_sharding.order import Order
+from data_sharding.order import Order, view_of
 from data_sharding.pack import pack
 from data_sharding.record import Category, Record
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
+from data_sharding.tiles import Tiles
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
@@ -55,6 +56,9 @@ class Case:
     factor: int
     rule: Rule = "shift"
     crop: tuple[int, int] | None = None
+    tiles: Tiles | None = None
+    scale: tuple[float, float] = (0.8, 1.1)
+    flip: float = 0.5
     photometric: Literal["none", "student_only"] = "none"
     accumulate: int = 1
 
@@ -64,7 +68,12 @@ CASES = {
     "2x shift": Case(factor=2),
     "2x pool, crops": Case(factor=2, rule="pool", crop=(75, 111)),
     "1x, student's colours jittered": Case(factor=1, photometric="student_only"),
+    "1x, quadrants": Case(factor=1, tiles=Tiles(grid=(2, 2))),
+    "2x, overlapping tiles": Case(factor=2, tiles=Tiles(size=(80, 130), overlap=0.2), flip=0.0),
+    "1x, nothing but flips": Case(factor=1, scale=(1.0, 1.0)),
+    "1x, nothing but scales": Case(factor=1, flip=0.0),
 }
+"""Every kind of view, alone or with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,7 @@ class Taught:
 
     @property
     def steps(self) -> int:
-        return self.order.step_of(EPOCHS)
+        return self.order.step_of(max(EPOCHS, self.views.count))
 
 
 def record(number: int) -> Record:
@@ -146,8 +155,9 @@ def filled(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def fill(case: Case, dataset: PackedDataset, folder: Path) -> Taught:
     config = ViewConfig(
-        count=VIEWS, crop=case.crop, short_side=(90, 127), long_side=256, scale=(0.8, 1.1), flip=0.5, buckets=CANVASES,
-        photometric=case.photometric, brightness=0.5,
+        count=1 if case.tiles else VIEWS, crop=case.crop, tiles=case.tiles, short_side=(90, 127), long_side=256,
+        scale=case.scale, flip=case.flip, buckets=CANVASES, photometric=case.photometric,
+        brightness=0.5,
     )  # fmt: skip
     views = ViewTable.open_or_draw(dataset, config)
     live = LiveTeacher(
@@ -159,7 +169,7 @@ def fill(case: Case, dataset: PackedDataset, folder: Path) -> Taught:
         factor=case.factor, align=case.rule, taps=LEVELS,
         channels=(live.shapes.c5_channels, *[live.shapes.pyramid_channels] * 4),
         strides=(live.shapes.c5_stride, *live.shapes.strides),
-        canvases=views.buckets, codec="fp32", batch=TEACHER_BATCH,
+        canvases=views.buckets, codecs=("fp32",) * len(LEVELS), batch=TEACHER_BATCH,
     )  # fmt: skip
     writer = CacheWriter(folder, key, dataset, views)
     with ThreadPoolExecutor(1) as pool:
@@ -210,21 +220,45 @@ def seen(taught: Taught, steps: int) -> Iterator[tuple[Batch, Taps, Taps]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cached_equals_live_over_five_epochs(filled: Callable[[str], Taught], name: str) -> None:
+def test_cached_equals_live_in_every_view(filled: Callable[[str], Taught], name: str) -> None:
     taught = filled(name)
-    canvases, shown, empty, flips = set(), set(), 0, set()
+    shown: list[tuple[int, int]] = []
+    canvases, empty, flips = set(), 0, set()
     for batch, cached, live in seen(taught, taught.steps):
         assert same(cached, live)
         canvases.add(batch.geometry.canvas)
-        shown |= set(zip(batch.image_ids, batch.views, strict=True))
+        shown += zip(batch.image_ids, batch.views, strict=True)
         empty += sum(len(boxes) == 0 for boxes in batch.boxes)
         flips |= {bool(taught.views.view(i - 500, v).flip) for i, v in zip(batch.image_ids, batch.views, strict=True)}
         jittered = 1 in batch.scaled_images and not torch.equal(batch.images, batch.scaled_images[1])
         assert jittered == (taught.case.photometric == "student_only")
-    assert canvases == set(CANVASES)
-    assert len(shown) == IMAGES * VIEWS, "every image in every view"
+    assert len(canvases) > 1
+    assert len(set(shown)) == IMAGES * taught.views.count, "every image in every view"
     assert empty
-    assert flips == {True, False}
+    assert flips == ({True, False} if taught.case.flip else {False})
+    crops = {taught.views.view(i - 500, v).crop for i, v in shown}
+    assert len(crops) > len(SIZES) or not (taught.case.crop or taught.case.tiles), "views show parts of images"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_view_comes_once_and_an_epoch_reads_whole_shards(filled: Callable[[str], Taught], name: str) -> None:
+    """Whatever the views are: an image's repeats, which fill up a canvas's last batch, show it in the epoch's view."""
+    taught = filled(name)
+    order, views, groups = taught.order, taught.views.count, taught.dataset.groups
+    shown: set[tuple[int, int]] = set()
+    for epoch in range(views):
+        pairs = set()
+        for step in range(order.step_of(epoch), order.step_of(epoch + 1)):
+            at, row = order.global_batch(step)
+            assert at == epoch
+            pairs |= set(zip(row.tolist(), view_of(groups[row], epoch, views).tolist(), strict=True))
+        assert {image for image, _ in pairs} == set(range(IMAGES))
+        assert len(pairs) == IMAGES
+        assert not pairs & shown
+        shown |= pairs
+        by_group = {(int(groups[image]), view) for image, view in pairs}
+        assert len(by_group) == len(np.unique(groups)), "one view per group: whole shards of that view"
+    assert len(shown) == IMAGES * views
 
 
 def swapped(x: Tensor) -> Tensor:
@@ -346,9 +380,12 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
         key = taught.cache.key
         require_same_pixels = staticmethod(taught.cache.require_same_pixels)
 
-        def read(self, *args: Any, **settings: Any) -> Taps:
+        def read(self, *args: Any, **settings: Any) -> StoredTaps:
             taps = real(*args, **settings)
-            return Taps(taps.c5, (taps.pyramid[0].flip(3), *taps.pyramid[1:]))
+            first = taps.pyramid[0]
+            images, channels, height, width = first.shape
+            flipped = first.values.view(images, height, width, channels).flip(2).view(-1, channels)
+            return StoredTaps(taps.c5, (replace(first, values=flipped), *taps.pyramid[1:]))
 
     wrong, _, _ = trained(replace(taught, cache=cast("Any", Wrong())), cached=True, accumulate=1)
     assert right[0].losses != wrong[0].losses

@@ -36,35 +36,63 @@ def steps_of(folder: Path) -> list[int]:
     return [row["s"] for row in map(json.loads, lines) if "loss/total" in row["m"]]
 
 
-@pytest.mark.cluster
-def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undisturbed_one(tmp_path: Path) -> None:
-    teacher, log = save_teacher(tmp_path / "weights"), tmp_path / "log"
-    undisturbed = command("train", "digits_scalekd", *settings(tmp_path, "undisturbed", teacher))
-    assert run(undisturbed, log) == 0, log.read_text()
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the undisturbed run is finished."""
+    folder = tmp_path_factory.mktemp("storage")
+    teacher, log = save_teacher(folder / "weights"), folder / "log"
+    assert run(command("train", "digits_scalekd", *settings(folder, "undisturbed", teacher)), log) == 0, log.read_text()
+    return folder
 
-    disturbed = command("train", "digits_scalekd", *settings(tmp_path, "disturbed", teacher))
-    driver = start(disturbed, log)
-    metrics = tmp_path / "disturbed" / "metrics.jsonl"
+
+def train_and_kill(words: list[str], folder: Path, steps: int, log: Path) -> None:
+    """Start a run and kill it, with all its workers, once it has done `steps` in all."""
+    driver = start(words, log)
     deadline = time.monotonic() + 200
-    while not (metrics.exists() and len(steps_of(metrics.parent)) >= 5):
+    while not ((folder / "metrics.jsonl").exists() and len(steps_of(folder)) >= steps):
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert not (tmp_path / "disturbed" / "result.json").exists(), "killed too late to test anything"
+    assert not (folder / "result.json").exists(), "killed too late to test anything"
+
+
+def losses_of(folder: Path) -> list[float]:
+    rows = [json.loads(line)["m"] for line in (folder / "metrics.jsonl").open()]
+    return [row["loss/total"] for row in rows if "loss/total" in row]
+
+
+@pytest.mark.cluster
+def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undisturbed_one(storage: Path) -> None:
+    log, folder = storage / "log", storage / "disturbed"
+    disturbed = command("train", "digits_scalekd", *settings(storage, "disturbed", storage / "weights"))
+    train_and_kill(disturbed, folder, 5, log)
     assert run(disturbed, log) == 0, log.read_text()
 
     names = ("undisturbed", "disturbed")
-    facts = [json.loads((tmp_path / name / "student" / "student.json").read_text()) for name in names]
+    facts = [json.loads((storage / name / "student" / "student.json").read_text()) for name in names]
     assert facts[0]["sha256"] == facts[1]["sha256"]
     assert facts[0]["metrics"] == facts[1]["metrics"]
-    assert steps_of(tmp_path / "disturbed") == list(range(STEPS))
-    rows = [[json.loads(x)["m"] for x in (tmp_path / n / "metrics.jsonl").open()] for n in names]
-    losses = [[row["loss/total"] for row in found if "loss/total" in row] for found in rows]
-    assert losses[0] == losses[1]
+    assert steps_of(folder) == list(range(STEPS))
+    assert losses_of(storage / "undisturbed") == losses_of(folder)
 
     # Started a third time it is finished; with another recipe under the same name it is refused.
     assert run(disturbed, log) == 0
     assert run([*disturbed, "optim.lr=5e-4"], log) == 2
     assert "optim.lr: 0.01 -> 0.0005" in log.read_text()
+
+
+@pytest.mark.cluster
+def test_a_run_goes_on_with_one_worker_and_again_with_two(storage: Path) -> None:
+    """Two, one, two: the losses are the undisturbed run's to rounding, step by step."""
+    log, folder = storage / "log", storage / "resized"
+    words = command("train", "digits_scalekd", *settings(storage, "resized", storage / "weights"))
+    train_and_kill(words, folder, 3, log)
+    train_and_kill([*words, "resources.workers=1"], folder, 5, log)
+    assert run(words, log) == 0, log.read_text()
+    assert steps_of(folder) == list(range(STEPS))
+    assert losses_of(folder) == pytest.approx(losses_of(storage / "undisturbed"), rel=1e-4)
+    written = [json.loads(path.read_text()) for path in (folder / "train").glob("*/minnow.json")]
+    assert written, "Ray Train keeps the newest checkpoints"
+    assert all(facts["zero"] == 2 for facts in written)

@@ -2,30 +2,46 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from data_sharding.batch import Batch, Geometry, Outputs, Taps
 from data_sharding.world import World
+from kd.blocks import points as pts
 from kd.blocks.align import grid
+from kd.blocks.answers import Answers, of_all_images
+from kd.blocks.assign import assign
+from kd.blocks.dense import flat
+from kd.blocks.distribution import sides
+from kd.blocks.foreground import all_boxes
 from kd.detectors.base import Detections, Detector, Shapes
 from kd.methods.base import Advice, Assistant, Method, Pair, Scene
 
 STRIDES = (8, 16, 32)
 CANVAS = (96, 136)
 """Odd sizes: 12x17, 6x9 and 3x5 cells."""
-SHAPES = Shapes(c5_channels=8, c5_stride=32, pyramid_channels=8, strides=STRIDES, num_classes=3)
+BINS = 4
+SHAPES = Shapes(
+    c5_channels=8, c5_stride=32, pyramid_channels=8, strides=STRIDES, num_classes=3, places=("fake",), bins=BINS
+)
 
 
 class FakeDetector(Detector):
-    """One shared 1x1 convolution as a head; soft targets compared as the contract says, every cell a positive."""
+    """One shared 1x1 convolution as a head, always with the same weights, whose boxes are distributions; soft targets
+    compared as the contract says, every cell a positive. Its answers are those of cells whose middle lies in a box."""
 
     def __init__(self, shapes: Shapes = SHAPES) -> None:
         super().__init__()
         self.shapes, self.backbone = shapes, nn.Identity()
-        self.head = nn.Conv2d(shapes.pyramid_channels, shapes.num_classes + 4, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.head = nn.Conv2d(shapes.pyramid_channels, shapes.num_classes + 4 * (BINS + 1), 1)
 
     def features(self, images: Tensor, freeze_backbone: bool = False) -> Taps:
         raise AssertionError("a method never runs a backbone")
@@ -56,6 +72,21 @@ class FakeDetector(Detector):
         ]
         box = [(s - t.detach()).square().sum() for s, t in zip(student.box_deltas, target.box_deltas, strict=True)]
         return {"cls": torch.stack(cls).sum() / count, "box": torch.stack(box).sum() / count}
+
+    def answers(self, outputs: Outputs, batch: Batch) -> Answers:
+        found = pts.grid(batch.geometry.canvas, self.shapes.strides, 0.5, batch.images.device)
+        (boxes, image), sizes = all_boxes(batch), batch.geometry.sizes
+        matched = assign(boxes, image, sizes, found, radius=9.0, nearest=True)
+        logits = flat(outputs.class_logits, found.shapes, self.shapes.num_classes)
+        distances, edges = sides(flat(outputs.box_deltas, found.shapes, 4 * (BINS + 1)))
+        assert edges is not None
+        share = 1 / batch.totals["positives"].clamp(min=1)
+        facts = matched, found.inside_images(sizes), torch.cat(batch.labels), share
+        common = of_all_images((logits, distances), pts.squares(found, 8), *facts)
+        xy, stride = found.xy.repeat(len(batch), 1), found.stride.repeat(len(batch))
+        lengths = tuple(rows * columns for rows, columns in found.shapes)
+        decode = partial(pts.decode, xy, stride)
+        return Answers(**common, regions=False, decode=decode, lengths=lengths, edges=edges.flatten(0, 1))
 
     def keep_classes(self, classes: Sequence[int]) -> None:
         raise AssertionError("a method never changes a head")
@@ -103,8 +134,9 @@ def batch(
     """`images` images with the same `boxes` boxes, part of a global batch of `totals` images; ids from `first` on."""
     one = torch.tensor([[4.0, 4.0, 20.0, 30.0], [50.0, 10.0, 90.0, 80.0]])[:boxes]
     count = float(images if totals is None else totals)
+    picture = torch.randint(0, 256, (3, *canvas), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Batch(
-        images=torch.zeros(images, 3, *canvas, dtype=torch.uint8),
+        images=picture.expand(images, -1, -1, -1).clone(),
         geometry=Geometry(canvas, torch.tensor([canvas] * images)),
         boxes=(one,) * images,
         labels=(torch.zeros(boxes, dtype=torch.int64),) * images,
@@ -153,9 +185,7 @@ def _head_of(teacher: Taps, student: FakeDetector) -> FakeDetector:
     width = teacher.pyramid[0].shape[1]
     if width == student.shapes.pyramid_channels:
         return student
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return FakeDetector(replace(student.shapes, pyramid_channels=width))
+    return FakeDetector(replace(student.shapes, pyramid_channels=width))
 
 
 def scene(student: Taps, teacher: Taps, of: Batch, detector: Detector | None = None) -> Scene:
@@ -168,3 +198,17 @@ def advised(assistant: Assistant, student: Taps, teacher: Taps, of: Batch, detec
     """What the assistant tells its method."""
     seen = scene(student, teacher, of, detector)
     return assistant.advise(assistant.watch(seen), seen).detach()
+
+
+@cache
+def classifier() -> Path:
+    """The weights of a small classifier of the three classes."""
+    path = Path(_FOLDER.name) / "classifier.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save(get_model(CLASSIFIER, weights=None, num_classes=3).state_dict(), path)
+    return path
+
+
+CLASSIFIER = "squeezenet1_1"
+_FOLDER = TemporaryDirectory()

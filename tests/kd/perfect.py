@@ -30,7 +30,7 @@ def unit(d: Detector, b: Batch) -> float:
     """The bounded box loss of outputs that are off by a half in each number."""
     if not isinstance(d, faster_rcnn.FasterRCNN):
         return 1.0
-    regions = d._region_targets(outputs(d, b), b).positive.sum() / (len(b) * d.config.roi_samples)
+    regions = region_targets(outputs(d, b).proposals, b).positive.sum() / (len(b) * d.config.roi_samples)
     return float(regions + b.totals["positives"] / b.totals["anchors"])
 
 
@@ -53,9 +53,8 @@ def _fcos(d: fcos.FCOS, b: Batch, shift: float) -> Outputs:
 
 def _retinanet(d: retinanet.RetinaNet, b: Batch, shift: float) -> Outputs:
     targets = d._targets(b)
-    anchors, boxes = targets.of_positives()
     codes = torch.zeros(*targets.matched.shape, 4)
-    codes[targets.positive] = d.coder.encode_single(boxes, anchors) + shift
+    codes[targets.positive] = d._truth(targets) + shift
     logits = one_hot(targets.matched, targets.labels, CLASSES) * 20 - 10
     shapes, per_cell = targets.anchors.shapes, targets.anchors.per_cell
     return Outputs(_maps(logits, shapes, per_cell), _maps(codes, shapes, per_cell))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Geometry
+from data_sharding.order import rank_slice
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.backbones import mobilenetv2
@@ -27,6 +28,7 @@ from kd.optimise import Ema, OptimConfig
 from kd.plugins import plugin, plugins
 from kd.step import StepReport, train_step
 from kd.teacher import LiveTeacher, Teacher, TeacherHead
+from tests.kd import fake
 
 CANVAS, CLASSES, IMAGES = 64, 3, 4
 KINDS = ("plain", 0, 1, 2, 3)
@@ -55,7 +57,8 @@ def scale_kd(
 def every_method() -> dict[str, MethodConfig]:
     """Every method in the folder with its own settings, on from the first step to the last."""
     always: dict[str, Any] = {"start": 0.0, "ramp": 0.0, "stop": 1.0, "freeze": 0.0}
-    return {name: replace(module.Config(), **always) for name, module in plugins("kd.methods").items()}
+    own: dict[str, Any] = {"clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32}}
+    return {n: replace(module.Config(), **always, **own.get(n, {})) for n, module in plugins("kd.methods").items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,11 @@ class Run:
     """MobileNetV2 instead of five convolutions."""
     precision: Precision = "fp32"
     steps: int = 5
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Settings of both heads that a method cannot be without."""
+        return {"bins": 8} if "ld" in self.distill and self.detector != "faster_rcnn" else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +164,10 @@ def detector(
         return type(whole)(config, CLASSES, FiveConvolutions(norm))
 
 
-def live_teacher(student: Detector, name: str = "fcos") -> LiveTeacher:
+def live_teacher(student: Detector, name: str = "fcos", **changes: Any) -> LiveTeacher:
     """A teacher of another width that sees twice the student's resolution."""
     reads = frozenset({"c5", "pyramid"})
-    return LiveTeacher(detector(1, width=16, name=name), student.shapes, factor=2, rule="shift", reads=reads)
+    return LiveTeacher(detector(1, width=16, name=name, **changes), student.shapes, factor=2, rule="shift", reads=reads)
 
 
 def images_of(step: int) -> Batch:
@@ -202,10 +210,9 @@ def part_of(batch: Batch, which: slice) -> Batch:
 
 
 def micro_batches(step: int, world: World, accumulate: int) -> list[Batch]:
-    """This rank's part of the global batch."""
-    each = IMAGES // (world.size * accumulate)
-    begins = [(world.rank * accumulate + i) * each for i in range(accumulate)]
-    return [part_of(images_of(step), slice(begin, begin + each)) for begin in begins]
+    """This rank's part of the global batch, shared as the loader does."""
+    mine = part_of(images_of(step), rank_slice(IMAGES, world))
+    return [part_of(mine, rank_slice(len(mine), World(rank=i, size=accumulate))) for i in range(accumulate)]
 
 
 def lessons_of(run: Run, student: Detector, shapes: LiveTeacher, world: World) -> dict[str, tuple[Lesson, Method]]:
@@ -238,8 +245,8 @@ def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World
 
 def build(run: Run, world: World) -> Parts:
     """All objects of a run on this rank, with the same first weights on every rank and for every engine."""
-    student = detector(0, norm=run.norm, real=run.real, name=run.detector)
-    teacher = live_teacher(student, run.detector)
+    student = detector(0, norm=run.norm, real=run.real, name=run.detector, **run.head)
+    teacher = live_teacher(student, run.detector, **run.head)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         lessons = lessons_of(run, student, teacher, world)

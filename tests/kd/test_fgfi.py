@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Taps
+from data_sharding.codecs_foreground import foreground_cells
 from kd.blocks.imitation import anchor_masks
 from kd.methods.fgfi import Config, Loss
 from tests.kd import fake
@@ -63,7 +64,7 @@ def near(box: list[float], row: int, column: int, stride: int) -> bool:
 
 def masks(batch: Batch, phi: float = 0.5, sizes: tuple[float, ...] = SIZES) -> list[Tensor]:
     shapes = [(len(batch), *x.shape[2:]) for x in fake.taps(1, 1).pyramid]
-    return anchor_masks(batch, [(b, h, w) for b, h, w in shapes], fake.STRIDES, sizes, RATIOS, phi)
+    return anchor_masks(batch, [(b, h, w) for b, h, w in shapes], fake.STRIDES, sizes, RATIOS, phi, 1.2)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
@@ -112,6 +113,21 @@ def test_the_gradient_is_of_the_imitated_positions_and_draws_the_student_to_the_
         assert ((s.grad * (s - t))[where] > 0).all()
 
 
+@pytest.mark.parametrize("reach", [1.0, 1.2, 1.37])
+def test_the_mask_lies_within_what_a_sparse_cache_holds_to_the_cell(reach: float) -> None:
+    """Also where an enlarged box ends on a cell's border, which rounding could cross."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 60, (300, 2), generator=generator).float()
+    boxes = torch.cat([corners, corners + torch.randint(1, 36, (300, 2), generator=generator)], dim=1)
+    for one in boxes[:, None]:
+        batch = replace(fake.batch(1), boxes=(one,))
+        shapes = [(1, x.shape[2], x.shape[3]) for x in fake.taps(1, 1).pyramid]
+        found = anchor_masks(batch, shapes, fake.STRIDES, SIZES, RATIOS, 0.0, reach)
+        held = foreground_cells(batch.boxes, fake.CANVAS, fake.STRIDES, reach)
+        assert all((mask <= kept).all() for mask, kept in zip(found, held, strict=True))
+        assert any(mask.any() for mask in found)
+
+
 def test_an_image_without_objects_adds_nothing_but_is_counted() -> None:
     student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), labelled()
     method = Loss(Config(), fake.pair())
@@ -135,7 +151,9 @@ def test_channels_last_taps_give_the_same() -> None:
     assert fake.run(method, student, teacher, labelled()) == fake.run(method, student, turned, labelled())
 
 
-@pytest.mark.parametrize("settings", [{"phi": 1.0}, {"phi": -0.1}, {"anchor_sizes": ()}, {"anchor_ratios": (0.0,)}])
+@pytest.mark.parametrize(
+    "settings", [{"enlarged": 0.9}, {"phi": 1.0}, {"phi": -0.1}, {"anchor_sizes": ()}, {"anchor_ratios": (0.0,)}]
+)
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"phi must be in|must be one or more numbers above 0"):
+    with pytest.raises(ValueError, match=r"enlarged must be|phi must be in|must be one or more numbers above 0"):
         Config(**settings)  # pyright: ignore[reportArgumentType]

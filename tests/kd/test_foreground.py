@@ -83,7 +83,7 @@ def test_centres_are_the_middles_of_the_cells() -> None:
 
 
 def test_boxes_grow_about_their_centres() -> None:
-    grown = enlarged(torch.tensor([[10.0, 20.0, 30.0, 60.0]]))
+    grown = enlarged(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), 1.2)
     torch.testing.assert_close(grown, torch.tensor([[8.0, 16.0, 32.0, 64.0]]))
 
 

@@ -1,6 +1,7 @@
 """Promises of every method file, and each method against its formula written out in loops."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from data_sharding.batch import Batch, Taps
+from data_sharding.codecs_foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
-from kd.blocks.foreground import all_boxes, cover, enlarged
-from kd.methods import cwd, fitnet, mgd, pkd, scalekd
+from kd.methods import clsd, cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd
 from kd.methods.base import Advice, Assistant, Method, MethodConfig
 from kd.plugins import plugins
 from tests.kd import fake
@@ -30,11 +31,20 @@ every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.k
 SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
     "mgd": mgd.Config(share=0.0, layers=0),
+    "mkd": mkd.Config(zeta=0.0),
+    "icd": icd.Config(values="shared"),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
+}
+# What a method cannot be without: a classifier's weights.
+USUAL: dict[str, Callable[[], MethodConfig]] = {
+    "clsd": lambda: clsd.Config(weights=fake.classifier(), classifier=fake.CLASSIFIER, crop=32)
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
-DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image")}
-# Without boxes there are no positions near them.
-NEAR_OBJECTS = {"fgfi", "zoominnet"}
+DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image"), "hkd": hkd.Config(scale="none")}
+# Terms divided by a moving average begin at 1, whatever the teacher.
+PLAIN: dict[str, MethodConfig] = {"hkd": hkd.Config(scale="none")}
+# Without boxes there are no positions near them, or none that answer for them.
+NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd", "icd"}
 # An assistant whose width must fit the narrow taps of these tests.
 NARROW: dict[str, MethodConfig] = {"scalekd": scalekd.Config(csa=scalekd.Csa(heads=2))}
 
@@ -46,7 +56,12 @@ def _one_thread_one_seed() -> None:
 
 
 def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.Shapes = fake.SHAPES) -> Method:
-    return module.Loss(config or module.Config(), fake.pair(teacher=teacher))
+    return module.Loss(config or usual(module), fake.pair(teacher=teacher))
+
+
+def usual(module: ModuleType) -> MethodConfig:
+    name = short_name(module)
+    return PLAIN[name] if name in PLAIN else USUAL.get(name, module.Config)()
 
 
 def adviser(
@@ -56,6 +71,11 @@ def adviser(
     if not hasattr(module, "Assistant"):
         return None
     return module.Assistant(config or NARROW.get(short_name(module), module.Config()), fake.pair(teacher=teacher))
+
+
+def imitation(terms: dict[str, Tensor]) -> float:
+    """The sum of the terms that compare with the teacher, not with labels or an assistant."""
+    return sum(term.item() for name, term in terms.items() if name not in ("cls", "box"))
 
 
 def short_name(module: ModuleType) -> str:
@@ -102,12 +122,14 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
 @every_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     config = SYMMETRIC.get(short_name(module))
     method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
     student = fake.require_grad(teacher)
     terms = fake.run(method, student, teacher, fake.batch(2), assistant=assistant)
-    assert terms.get("feat", torch.zeros(())).item() == pytest.approx(0, abs=1e-5)
+    assert imitation(terms) == pytest.approx(0, abs=1e-5)
     torch.stack(list(terms.values())).sum().backward()
     for x in fake.tensors(student):
         assert x.grad is None or x.grad.abs().max() < 1e-5
@@ -136,16 +158,14 @@ def test_only_declared_taps_are_read(module: ModuleType) -> None:
     assert found == whole
 
 
-@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Loss.sparse_suffices])
+@pytest.mark.parametrize("name", [name for name, module in METHODS.items() if module.Config().sparse_suffices])
 @pytest.mark.parametrize("boxes", ["usual", "tiny", "border", "all", "crowd"])
 def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str, boxes: str) -> None:
     """So a cache of the stored positions gives what the live teacher gives, whatever stands in place of the rest."""
     method, batch, student, teacher = build(METHODS[name]), odd_batch(boxes), fake.taps(2, 1), fake.taps(2, 2)
-    kept = [
-        cover(enlarged(all_boxes(batch)[0]), all_boxes(batch)[1], (2, *x.shape[2:]), stride).any()[:, None]
-        for x, stride in zip(teacher.pyramid, fake.STRIDES, strict=True)
-    ]
-    stored = Taps(None, tuple(torch.where(k, x, torch.nan) for k, x in zip(kept, teacher.pyramid, strict=True)))
+    kept = foreground_cells(batch.boxes, fake.CANVAS, fake.STRIDES, METHODS[name].Config().reads_within)
+    pairs = zip(kept, teacher.pyramid, strict=True)
+    stored = Taps(None, tuple(torch.where(held[:, None], x, torch.nan) for held, x in pairs))
     assert boxes == "all" or any(x.isnan().any() for x in stored.pyramid)
     live, cached = fake.run(method, student, teacher, batch), fake.run(method, student, stored, batch)
     assert cached == live
@@ -156,7 +176,7 @@ def test_sparse_suffices_means_that_other_positions_are_not_looked_at(name: str,
 @pytest.mark.parametrize("boxes", ["tiny", "border", "all", "crowd"])
 def test_odd_boxes_give_finite_terms_and_gradients(module: ModuleType, boxes: str) -> None:
     student, method = fake.require_grad(fake.taps(2, 1)), build(module)
-    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes))
+    terms = fake.run(method, student, fake.taps(2, 2), odd_batch(boxes), assistant=adviser(module))
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
     found = [*fake.tensors(student), *method.parameters()]
@@ -180,7 +200,7 @@ def odd_batch(boxes: str) -> Batch:
     usual, count = fake.batch(2, 0), float(len(found))
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     batch = replace(usual, boxes=(none[0], found), labels=(none[1], torch.zeros(len(found), dtype=torch.int64)))
-    return batch.with_totals({"images": torch.tensor(2.0), "positives": torch.tensor(count)})
+    return batch.with_totals({name: torch.tensor(count) for name in usual.totals} | {"images": torch.tensor(2.0)})
 
 
 @every_method
@@ -207,15 +227,22 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
+def feat(terms: dict[str, Tensor]) -> float:
+    """The feature term, or all of a method that has none."""
+    return terms.get("feat", torch.stack(list(terms.values())).sum()).item()
+
+
 @every_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = fake.run(method, student, teacher, batch, detector, assistant)["feat"].item()
+    right = feat(fake.run(method, student, teacher, batch, detector, assistant))
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = fake.run(method, student, turned, batch, detector, assistant)["feat"].item()
+    wrong = feat(fake.run(method, student, turned, batch, detector, assistant))
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -230,6 +257,8 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
 
 @every_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
+    if not module.Loss.reads:
+        pytest.skip("it reads nothing of the teacher")
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
     with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):
@@ -240,11 +269,16 @@ def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
 @pytest.mark.parametrize("kind", DETECTORS.values(), ids=DETECTORS.keys())
 def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleType) -> None:
     """The whole way with real detectors: features, alignment, assistant, losses, gradient to the backbone."""
-    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6)) for width in (32, 16))
+    bins = {"bins": 8} if short_name(module) == "ld" and short_name(kind) != "faster_rcnn" else {}
+    student, teacher = (tiny(kind, width=width, levels=(3, 4, 5, 6), **bins) for width in (32, 16))
     pair = fake.pair(student.shapes, replace(teacher.shapes, strides=student.shapes.strides))
-    method = module.Loss(module.Config(), pair)
+    if short_name(module) == "ld" and not bins:
+        with pytest.raises(ValueError, match="set bins to 16"):
+            module.Loss(module.Config(), pair)
+        return
+    method = module.Loss(usual(module), pair)
     batch = fake.batch(2, canvas=(64, 96))
-    batch = batch.with_totals({"images": torch.tensor(2.0)} | student.counts(batch))
+    batch = batch.with_totals({"images": torch.tensor(2.0), "boxes": torch.tensor(4.0)} | student.counts(batch))
     pixels = torch.randn(2, 3, 64, 96)
     taps = student.features(pixels)
     with torch.no_grad():

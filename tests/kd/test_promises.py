@@ -84,10 +84,11 @@ def test_what_it_learns_is_saved_and_the_student_leaves_without_it(name: str, tm
     # Where tensors lie in memory decides the last bit, and a divergence of equal outputs is made of last bits.
     assert second.do(1).losses == pytest.approx(first.do(1).losses, rel=1e-4, abs=1e-6)
 
-    alone = runs.detector(0, name=run_of(name).detector)
+    run = run_of(name)
+    alone, untaught = (runs.detector(0, name=run.detector, **run.head) for _ in range(2))
     assert first.engine.student_state().keys() == alone.state_dict().keys()
     alone.load_state_dict(first.engine.student_state())
-    assert student_files.weights_hash(alone) != student_files.weights_hash(runs.detector(0, name=run_of(name).detector))
+    assert student_files.weights_hash(alone) != student_files.weights_hash(untaught)
 
 
 @every_method

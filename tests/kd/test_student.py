@@ -114,3 +114,12 @@ def test_the_hash_sees_values_and_pixel_statistics_but_not_layout() -> None:
     changed = student.weights_hash(detector)
     detector.fpn.inner_blocks[0][0].bias.data += 1  # pyright: ignore
     assert len({before, changed, student.weights_hash(detector)}) == 3
+
+
+def test_a_student_written_before_a_setting_existed_is_read_with_its_default(tmp_path: Path) -> None:
+    detector = saved(tmp_path)
+    facts = json.loads((tmp_path / "student.json").read_text())["detector"]
+    _edit(tmp_path, detector={name: value for name, value in facts.items() if name != "score_threshold"})
+    loaded, info = student.load(tmp_path)
+    assert info.config.score_threshold == fcos.Config(backbone=CONFIG.backbone).score_threshold
+    assert student.weights_hash(loaded) == student.weights_hash(detector)

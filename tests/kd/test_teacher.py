@@ -1,13 +1,13 @@
 """The live teacher is the detector and the alignment called by hand; the cached one hands out what came along."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Batch, Geometry, Taps
+from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
+from data_sharding.codecs import StoredTap, codec, stack
 from kd.blocks.align import align, check_grid
 from kd.detectors.base import Detector
 from kd.teacher import CachedTeacher, LiveTeacher, aligned_shapes, all_reads, only
@@ -90,18 +90,24 @@ def test_only_what_is_read_is_kept(reads: frozenset[str], count: int) -> None:
     assert len(fake.tensors(teacher(2, reads)(runs.images_of(0)))) == count
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
-def test_cached_teacher_hands_out_what_travels_with_the_batch(stored: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["fp16", "fp32", "int8_channel", "int8_position"])
+def test_cached_teacher_decodes_what_travels_with_the_batch(name: str) -> None:
     taps = teacher(2)(runs.images_of(0))
-    cast: Callable[[Tensor], Tensor] = lambda x: x.to(stored)  # noqa: E731
     assert taps.c5 is not None
-    travelling = Taps(cast(taps.c5), tuple(cast(x) for x in taps.pyramid))
-    batch = replace(runs.images_of(0), cached={"big": travelling})
+    travelling = StoredTaps(stored(name, taps.c5), tuple(stored(name, x) for x in taps.pyramid))
+    batch = replace(runs.images_of(0), cached={"big": travelling}).to(torch.device("cpu"))
     found = CachedTeacher("big", runs.detector(1).shapes)(batch)
-    expected = Taps(cast(taps.c5).float(), tuple(cast(x).float() for x in taps.pyramid))
-    assert equal(found, expected)
-    only_pyramid = replace(batch, cached={"big": Taps(None, travelling.pyramid)})
+    assert equal(found, travelling.decode())
+    for x, y in zip(fake.tensors(found), fake.tensors(taps), strict=True):
+        assert x.dtype == torch.float32
+        assert (x - y).norm() <= {"fp16": 1e-3, "fp32": 0.0}.get(name, 0.02) * y.norm()
+    only_pyramid = replace(batch, cached={"big": StoredTaps(None, travelling.pyramid)})
     assert CachedTeacher("big", runs.detector(1).shapes)(only_pyramid).c5 is None
+
+
+def stored(name: str, x: Tensor) -> StoredTap:
+    encoded = [codec(name).encode(image, level="any") for image in x]
+    return stack(codec(name), encoded, (x.shape[1], x.shape[2], x.shape[3]), level="any")
 
 
 def test_small_helpers() -> None:

@@ -1,0 +1,40 @@
+"""The valuable localisation region: places near objects that no assignment takes for them (Zheng et al., "Localization
+distillation", CVPR 2022, arXiv:2102.12252, algorithm 1).
+
+Shape letters: L places of one image, n boxes of one image, J candidates of a box.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou, distance_box_iou
+
+CANDIDATES = 9
+"""Places of each level, nearest to a box's centre, whose overlap decides what overlaps it well (ATSS)."""
+
+
+@torch.no_grad()
+def valuable(places: Tensor, lengths: Sequence[int], boxes: Tensor, low: float) -> Tensor:
+    """(L, 4) places of levels of `lengths`, (n, 4) boxes -> (L,): the greatest IoU with a box for which the place's
+    DIoU is at least `low` times the box's threshold, but below it; 0 of the other places."""
+    if not len(boxes):
+        return places.new_zeros(len(places))
+    threshold = adaptive_threshold(places, lengths, boxes)[:, None]
+    apart, overlap = distance_box_iou(boxes, places), box_iou(boxes, places)
+    inside = (apart >= low * threshold) & (apart < threshold)
+    return (overlap * inside).amax(dim=0)
+
+
+def adaptive_threshold(places: Tensor, lengths: Sequence[int], boxes: Tensor) -> Tensor:
+    """(n,): mean plus standard deviation of the IoUs of each box's candidates (ATSS, Zhang et al., CVPR 2020,
+    arXiv:1912.02424, algorithm 1)."""
+    centres, middle = (places[:, :2] + places[:, 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
+    candidates, start = [], 0
+    for length in lengths:
+        far = torch.cdist(middle, centres[start : start + length])
+        candidates.append(far.topk(min(CANDIDATES, length), largest=False).indices + start)
+        start += length
+    chosen = torch.cat(candidates, dim=1)
+    overlap = box_iou(boxes, places).gather(1, chosen)
+    return overlap.mean(dim=1) + overlap.std(dim=1)
