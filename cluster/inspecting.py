@@ -42,7 +42,8 @@ class Found:
         """The facts that a person looks for first."""
         if not self.manifest:
             return []
-        return [*_size(self.manifest), *(_of_cache(self) if self.kind == "teacher cache" else _of_pack(self))]
+        place = ("place", self.place.location)
+        return [place, *_size(self.manifest), *(_of_cache(self) if self.kind == "teacher cache" else _of_pack(self))]
 
 
 def look(location: str) -> Found:

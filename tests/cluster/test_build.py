@@ -15,6 +15,7 @@ from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.scoring import ground_truth
 from cluster.suspects import suspicion
+from cluster.teaching import open_teachers
 from data_sharding.batch import Taps
 from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
@@ -221,3 +222,23 @@ def test_a_gate_that_no_node_can_hold_is_refused_instead_of_waited_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"resources: 1 worker\(s\) need 3 CPUs, the cluster has 2"):
         gate.require_good_teachers(config)
+
+
+def test_a_method_without_a_teacher_is_one_lesson_of_the_run(tmp_path: Path) -> None:
+    """With no teacher, and beside one, whom only the other method asks."""
+    weights = save_teacher(tmp_path / "weights")
+    alone = load("digits_scalekd", SMALL | {"storage": str(tmp_path), "teachers": [], "distill": {"lgd": {"heads": 4}}})
+    assert not alone.taught
+    assert build.reads_of(alone) == frozenset()
+    beside = recipe(tmp_path, weights, **{"distill.lgd.heads": 4})
+    train = packing.pack_splits(beside)["train"]
+    student = build.build_student(beside, 10).shapes
+    staff = open_teachers(alone, student, build.open_train(beside), torch.device("cpu"))
+    assert staff.teachers == {}
+    loaded = {"teacher": build.load_teacher(beside.teachers[0], train.categories)}
+    cpu = torch.device("cpu")
+    one, two = (build.build_lessons(c, student, t, World(), cpu) for c, t in ((alone, staff.loaded), (beside, loaded)))
+    assert {name: lesson.teacher for name, (lesson, _) in one.lessons.items()} == {"lgd": None}
+    assert {name: lesson.teacher for name, (lesson, _) in two.lessons.items()} == {"scalekd": "teacher", "lgd": None}
+    first, second = (x.assistants["lgd"].assistant.state_dict() for x in (one, two))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

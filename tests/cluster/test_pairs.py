@@ -59,3 +59,12 @@ def test_settings_that_contradict_the_shapes_are_told_too(tmp_path: Path) -> Non
     weights = teacher(tmp_path / "t", "retinanet")
     with pytest.raises(ConfigError, match=r"retinanet on resnet.*fcos on mobilenetv2.*3 heads must divide"):
         require_fitting_pairs(recipe(tmp_path, weights, "fcos", **{"distill.scalekd.csa": {"heads": 3}}), CATEGORIES)
+
+
+def test_a_method_without_a_teacher_is_tried_too(tmp_path: Path) -> None:
+    settings = TAUGHT | {"storage": str(tmp_path), "teachers": [], "distill": {"lgd": {"heads": 4}}}
+    settings = {key: value for key, value in settings.items() if not key.startswith("distill.")}
+    config = load("digits_scalekd", settings)
+    require_fitting_pairs(config, CATEGORIES)
+    with pytest.raises(ConfigError, match=r"distill: lgd cannot go with the student \(fcos.*3 heads must divide"):
+        require_fitting_pairs(load("digits_scalekd", settings | {"distill.lgd.heads": 3}), CATEGORIES)

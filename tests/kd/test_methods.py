@@ -25,6 +25,8 @@ from tests.kd.detecting import detector as tiny
 
 METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
+TAUGHT = {name: module for name, module in METHODS.items() if module.Config().taught}
+every_taught_method = pytest.mark.parametrize("module", TAUGHT.values(), ids=TAUGHT.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
 # A generator restores what was masked, and errs.
@@ -74,8 +76,9 @@ def adviser(
 
 
 def imitation(terms: dict[str, Tensor]) -> float:
-    """The sum of the terms that compare with the teacher, not with labels or an assistant."""
-    return sum(term.item() for name, term in terms.items() if name not in ("cls", "box"))
+    """The sum of the terms that compare maps, or of all of a method that has none."""
+    maps = [term for name, term in terms.items() if name not in ("cls", "box")]
+    return sum(term.item() for term in maps or terms.values())
 
 
 def short_name(module: ModuleType) -> str:
@@ -119,11 +122,9 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
     assert dead == []
 
 
-@every_method
+@every_taught_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     config = SYMMETRIC.get(short_name(module))
     method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
@@ -227,22 +228,15 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
-def feat(terms: dict[str, Tensor]) -> float:
-    """The feature term, or all of a method that has none."""
-    return terms.get("feat", torch.stack(list(terms.values())).sum()).item()
-
-
-@every_method
+@every_taught_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = feat(fake.run(method, student, teacher, batch, detector, assistant))
+    right = imitation(fake.run(method, student, teacher, batch, detector, assistant))
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = feat(fake.run(method, student, turned, batch, detector, assistant))
+    wrong = imitation(fake.run(method, student, turned, batch, detector, assistant))
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -255,10 +249,8 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
     assert list(build(module, teacher=fake.wider()).parameters(recurse=False)) == []
 
 
-@every_method
+@every_taught_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
     with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):

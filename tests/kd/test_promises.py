@@ -13,6 +13,7 @@ from data_sharding.batch import Batch, Taps
 from data_sharding.codecs import codec
 from data_sharding.world import World
 from kd import student as student_files
+from kd.methods.base import Assistant, Method
 from kd.plugins import plugin
 from kd.step import StepReport, train_step
 from kd.teacher import CachedTeacher, LiveTeacher, only
@@ -116,12 +117,19 @@ def test_chance_is_keyed_and_never_the_global_generators(name: str) -> None:
     assert losses[0] == losses[1]
 
 
+def made(name: str) -> tuple[Method, Assistant | None]:
+    """The method, and its assistant where it has one, for hand-made taps."""
+    module = plugin("kd.methods", name)
+    assistant = module.Assistant(METHODS[name], fake.pair()) if hasattr(module, "Assistant") else None
+    return module.Loss(METHODS[name], fake.pair()), assistant
+
+
 @every_method
 def test_taps_stay_as_they_were(name: str) -> None:
-    method = plugin("kd.methods", name).Loss(METHODS[name], fake.pair())
+    method, assistant = made(name)
     student, teacher = fake.taps(2, 1), fake.taps(2, 2)
     copies = [x.clone() for x in (*fake.tensors(student), *fake.tensors(teacher))]
-    fake.run(method, student, teacher, fake.batch(2))
+    fake.run(method, student, teacher, fake.batch(2), assistant=assistant)
     assert all(torch.equal(a, b) for a, b in zip((*fake.tensors(student), *fake.tensors(teacher)), copies, strict=True))
 
 
@@ -140,7 +148,7 @@ class Counted(TorchDispatchMode):
 @every_method
 def test_no_loop_over_boxes(name: str) -> None:
     """Twenty boxes an image are as many calls as two."""
-    method, found = plugin("kd.methods", name).Loss(METHODS[name], fake.pair()), []
+    (method, assistant), found = made(name), []
     student, teacher = fake.taps(2, 1), fake.taps(2, 2)
     for copies in (1, 10):
         batch = fake.batch(2)
@@ -148,6 +156,6 @@ def test_no_loop_over_boxes(name: str) -> None:
         labels = tuple(labels.repeat(copies) for labels in batch.labels)
         counted, batch = Counted(), fake.with_boxes(batch, many, labels)
         with counted:
-            fake.run(method, student, teacher, batch)
+            fake.run(method, student, teacher, batch, assistant=assistant)
         found.append(counted.calls)
     assert found[0] == found[1]
