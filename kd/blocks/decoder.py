@@ -58,8 +58,8 @@ class DecoderConfig:
         return 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def optimizer(module: nn.Module, config: DecoderConfig) -> torch.optim.Optimizer:
-    """AdamW over the module's parameters. (No method of the settings: a recipe is checked without torch.)"""
+def adamw(config: DecoderConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the module's parameters, as the settings say."""
     return torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
 
 
