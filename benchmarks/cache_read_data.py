@@ -122,7 +122,7 @@ def make(case: Case, folder: Path, canvas: tuple[int, int], count: int) -> Store
         enlarged=ENLARGED if case.foreground else None,
         batch=1,
     )
-    into = folder / f"{case.codec}-{canvas[0]}-{case.foreground}-{count}"
+    into = folder / f"{case.codec}-{case.foreground}-{count}-{key.uid[:8]}"
     writer = CacheWriter(into, key, dataset, views)
     pending = list(writer.pending())
     for shard in pending:

@@ -98,7 +98,8 @@ def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
 
 def _energies(sample: StoredRow, key: CacheKey) -> list[np.ndarray]:
     """Per tap the root mean square over the channels, (h, w); not a number where nothing is stored."""
-    batch = BatchCopy([sample], key, BatchBuffers(pin=False))
+    sizes = key.layout.sizes(sample.canvas[:2])
+    batch = BatchCopy([sample], key.coding, key.channels, sizes, BatchBuffers(pin=False))
     batch.copy(0, check=False)
     maps = []
     for tap, rows in zip(batch.taps(), sample.rows, strict=True):

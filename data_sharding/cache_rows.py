@@ -67,6 +67,8 @@ class StoredRow:
     pixels: bytes
     head: int
     """The hash of all that is above; `hasher` goes on from it."""
+    lengths: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    """Bytes of each tap in `scales`, `masks` and `values`."""
     scales: np.ndarray
     """(bytes,) uint8: of all taps, one after the other; as `masks` and `values`."""
     masks: np.ndarray
@@ -154,9 +156,9 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> StoredRow:
         key.taps, key.coding, key.channels, sizes, rows, scales.sizes, bits, strict=True
     ):
         require_lengths(codec, channels, height * width, n, scale, mask, level=name)
-    expected = sum(n * row_bytes(c, channels) for n, c, channels in zip(rows, key.coding, key.channels, strict=True))
-    if len(values) != expected:
-        raise ValueError(f"{rows} positions need {expected} bytes, the payload has {len(values)}")
+    lengths = [n * row_bytes(c, channels) for n, c, channels in zip(rows, key.coding, key.channels, strict=True)]
+    if len(values) != sum(lengths):
+        raise ValueError(f"{rows} positions need {sum(lengths)} bytes, the payload has {len(values)}")
     return StoredRow(
         image_id=image_id,
         view=view,
@@ -165,6 +167,7 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> StoredRow:
         checksum=checksum,
         pixels=pixels,
         head=_head(image_id, view, canvas, rows, scales.sizes, masks.sizes, pixels),
+        lengths=(tuple(scales.sizes), tuple(masks.sizes), tuple(lengths)),
         scales=scales.content,
         masks=masks.content,
         values=values,

@@ -46,6 +46,7 @@ class TeacherCache:
     ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
+        self._coding = key.coding
         self.staging = staging
         names = [s["name"] for s in manifest["shards"]]
         self.files = [
@@ -174,10 +175,12 @@ class TeacherCache:
 
     def _read(self, lines: list[int], pin: bool) -> StoredTaps:
         rows = self._rows(lines)
-        canvases = {row.canvas[:2] for row in rows}
-        if len(canvases) != 1:
-            raise ValueError(f"a batch must have one canvas, these {len(rows)} samples have {sorted(canvases)}")
-        batch = BatchCopy(rows, self.key, self._buffers[pin])
+        canvas, *others = {row.canvas[:2] for row in rows}
+        if others:
+            found = sorted([canvas, *others])
+            raise ValueError(f"a batch must have one canvas, these {len(rows)} samples have {found}")
+        sizes = self.layout.sizes(canvas)
+        batch = BatchCopy(rows, self._coding, self.layout.channels, sizes, self._buffers[pin])
         for number, line in enumerate(lines):
             check = self.verify == "always" or (self.verify == "first" and not self._verified[line])
             found = batch.copy(number, check=check)

@@ -60,6 +60,8 @@ def every_method() -> dict[str, MethodConfig]:
     own: dict[str, Any] = {
         "clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32},
         "scalekd": {"csa": scalekd.Csa(heads=2)},  # of the narrow taps of these tests
+        "icd": {"decoder": fake.DECODER},
+        "hmkd": {"decoder": fake.DECODER, "inquiry": fake.INQUIRY},
     }
     return {n: replace(module.Config(), **always, **own.get(n, {})) for n, module in plugins("kd.methods").items()}
 

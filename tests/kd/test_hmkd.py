@@ -11,15 +11,13 @@ from torch import Tensor
 from data_sharding.batch import Batch, Taps
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
-from kd.blocks.decoder import DecoderConfig
 from kd.blocks.gcblock import ContextError
 from kd.blocks.inquiry_head import InquiryConfig, SmallObjects, small_objects
 from kd.blocks.instance_values import own_share
 from kd.methods.hmkd import Assistant, Config, Loss, Small, level_pairs
 from tests.kd import fake
 
-DECODER = DecoderConfig(width=8, heads=2)
-HEAD = InquiryConfig(width=4, depth=1)
+DECODER, HEAD = fake.DECODER, fake.INQUIRY
 P2_TO_P5 = (4, 8, 16, 32)
 
 
