@@ -22,7 +22,7 @@ from data_sharding.world import World
 from kd.backbones.base import evaluating
 from kd.distiller import Moment
 from kd.engine import Engine
-from kd.methods import cwd, fitnet, pkd
+from kd.methods import cwd, fitnet, hkd, pkd
 from kd.methods.base import MethodConfig
 from kd.step import NonFiniteLoss, global_totals, train_step
 from tests.cluster.two_ranks import Ranks, ranks
@@ -63,6 +63,11 @@ METHODS: dict[str, Mapping[str, MethodConfig]] = {
     "pkd by image": {"pkd": pkd.Config(statistics="image")},
 }
 METHODS |= {name: {name: config} for name, config in runs.every_method().items() if name not in METHODS}
+METHODS["hkd by share"] = {"hkd": hkd.Config(scale="none")}
+WHOLE_STEPS = ("pkd", "hkd")
+"""Their statistics are of whole steps: they refuse to accumulate, and have a setting without (above)."""
+KINKED = {"clsd": 1e-2}
+"""It samples pixels at the student's boxes, where the gradient jumps from pixel to pixel: rounding may cross an edge."""
 
 
 @pytest.mark.parametrize(
@@ -73,11 +78,11 @@ def test_gradient_of_two_ranks_is_that_of_one(detector: str, name: str, both: Bo
     """SGD with rate 1 subtracts the gradient of the global batch of four images, two of which hold most boxes."""
     run = Run(detector=detector, distill=METHODS[name], optim=SGD, steps=1)
     one = runs.train(World(), run)
-    accumulated = [] if name == "pkd" else [replace(run, optim=replace(SGD, accumulate=2))]
+    accumulated = [] if name in WHOLE_STEPS else [replace(run, optim=replace(SGD, accumulate=2))]
     for shared in (run, *accumulated):
         first, second = both(shared)
         assert runs.gap(first, one) < 1e-5
-        assert close(runs.change(first), runs.change(one))
+        assert close(runs.change(first), runs.change(one), KINKED.get(name, 1e-4))
         assert runs.assistants_agree(first, one)
         assert first.losses == second.losses
         assert runs.same(first.states[-1], second.states[-1])
@@ -119,8 +124,8 @@ def train_on_half(world: World, run: Run) -> Outcome:
         return runs.train(world, run)
 
 
-def close(gradient: Tensor, other: Tensor) -> bool:
-    return bool((gradient - other).norm() < 1e-4 * other.norm())
+def close(gradient: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((gradient - other).norm() < tolerance * other.norm())
 
 
 # ---- the engines are one
