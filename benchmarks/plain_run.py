@@ -204,12 +204,17 @@ def evaluate(detector: Detector, setup: Setup, factor: int = 1) -> dict[str, flo
     return {name: value if value < 0 else 100 * value for name, value in raw.items()}
 
 
-def fill_cache(setup: Setup) -> float:
-    """Write the taps that `setup.methods` read, where that is not done yet; the seconds it took."""
+Writing = Callable[[CacheWriter, "Split", LiveTeacher], None]
+"""Writes the shards that are missing."""
+
+
+def fill_cache(setup: Setup, write: Writing | None = None) -> float:
+    """Write the taps that `setup.methods` read, where that is not done yet; the seconds it took. `write`: another way
+    than one batch after the other."""
     began = time.perf_counter()
     train_split = open_split(setup, "train", setup.views)
     student = build_detector(setup, train_split.dataset.categories).shapes
-    _open_cache(setup, train_split, student, *_load_teacher(setup))
+    _open_cache(setup, train_split, student, *_load_teacher(setup), write)
     return time.perf_counter() - began
 
 
@@ -258,15 +263,20 @@ def live_factors(setup: Setup) -> tuple[int, ...]:
     return (setup.teaching.factor,) if live and setup.teaching is not None and setup.teaching.factor > 1 else ()
 
 
-def _open_cache(setup: Setup, split: Split, student: Shapes, detector: Detector, sha256: str) -> TeacherCache:
+def _open_cache(
+    setup: Setup, split: Split, student: Shapes, detector: Detector, sha256: str, write: Writing | None = None
+) -> TeacherCache:
     """The cache of this teacher, views and taps; filled first where it is not complete."""
     key, asked = _cache_key(setup, split, detector, student, sha256)
-    taps_of = _taps_of(setup, split, _live(setup, detector, student))
+    live = _live(setup, detector, student)
+    taps_of = _taps_of(setup, split, live)
     if is_open(asked):
         key = replace(key, codecs=chosen(asked, compared(key, asked, split.dataset, split.views, taps_of)))
     folder = setup.storage / "caches" / key.uid[:12]
     if not (folder / "manifest.json").exists():
         writer = CacheWriter(folder, key, split.dataset, split.views)
+        if write is not None:
+            write(writer, split, live)
         for shard in writer.pending():
             writer.fill(shard, taps_of)
         writer.finish()

@@ -103,7 +103,7 @@ def prepare(options: argparse.Namespace) -> tuple[Split, CacheKey, LiveTeacher]:
     student = build.build_student(config, len(categories)).shapes
     teacher = build.load_teacher(config.teachers[0], categories)
     key = cache_key(config, teacher, student, train)
-    return train, key, build.live_teacher(teacher, student, build.reads_of(config))
+    return train, key, build.live_teacher(teacher, student, build.stored_of(config, config.teachers[0]))
 
 
 def assembled(split: Split, key: CacheKey) -> list[Batch]:

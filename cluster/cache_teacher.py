@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 
-def act(config: "RunConfig") -> None:
-    """Check the teachers, fill their caches and print what was written."""
+DRY_RUN = "fill nothing: size, time and break-even of every codec, each measured for a second"
+
+
+def act(config: "RunConfig", dry_run: bool = False) -> None:
+    """Check the teachers, fill their caches and print what was written; `dry_run`: what would be."""
     from cluster.caching import fill_caches
     from cluster.driver import ray_started
     from cluster.gate import require_good_teachers
@@ -21,6 +24,9 @@ def act(config: "RunConfig") -> None:
     if not any(teacher.cache for teacher in config.teachers) or not config.taught:
         raise ConfigError("nothing to cache: the recipe has no method, or no teacher with cache=true")
     pack_splits(config)
+    if dry_run:
+        _foretell(config)
+        return
     with ray_started():
         require_good_teachers(config)
         filled = fill_caches(config)
@@ -38,5 +44,17 @@ def act(config: "RunConfig") -> None:
     table("teacher caches", rows)
 
 
+def _foretell(config: "RunConfig") -> None:
+    from cluster.driver import ray_started
+    from cluster.dry_run import forecast, rows, told
+    from cluster.terminal import table
+
+    with ray_started():
+        found = [forecast(config, teacher.name) for teacher in config.teachers if teacher.cache]
+    for one in found:
+        table(f"cache of teacher {one.teacher}: {one.samples} samples, {one.writers} writer(s)", rows(one))
+        sys.stdout.write(f"{told(one)}\n")
+
+
 if __name__ == "__main__":
-    sys.exit(command("cache_teacher", __doc__ or "", act))
+    sys.exit(command("cache_teacher", __doc__ or "", act, switches={"dry_run": DRY_RUN}))

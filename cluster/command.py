@@ -7,7 +7,9 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cluster.grammar import REQUIRED, ConfigError, find, from_arguments, recipes
@@ -16,6 +18,7 @@ from cluster.part import Part
 if TYPE_CHECKING:
     from cluster.config import RunConfig
 
+NO_SWITCHES: Mapping[str, str] = MappingProxyType({})
 EPILOG = """\
 settings:
   A setting is a dotted key of the recipe and a value in JSON or plain text; the last word is the command line's:
@@ -35,16 +38,20 @@ shipped recipes (by name, or copy one from {folder}):
 def command(
     verb: str,
     about: str,
-    act: Callable[["RunConfig"], int | None],
+    act: Callable[..., int | None],
     arguments: Sequence[str] | None = None,
+    *,
+    switches: Mapping[str, str] = NO_SWITCHES,
 ) -> int:
     """Run a verb on the recipe that the command line names; the process's exit code.
 
     0: done. 1: a bug or a broken machine, with a traceback. 2: something for the user to put right, in one message.
-    130: interrupted. `act` may return another code than 0.
+    130: interrupted. `act`, which gets the recipe, may return another code than 0; `switches` (name -> help) are
+    further options of the verb, which it gets as booleans by name.
     """
-    options = _parser(verb, about).parse_intermixed_args(arguments)
-    return answered(lambda: _run(options, act), debug=options.debug)
+    options = _parser(verb, about, switches).parse_intermixed_args(arguments)
+    asked = {name: getattr(options, name) for name in switches}
+    return answered(lambda: _run(options, partial(act, **asked)), debug=options.debug)
 
 
 def answered(work: Callable[[], int], *, debug: bool) -> int:
@@ -105,7 +112,7 @@ def _checked_alone(path: Path, overrides: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _parser(verb: str, about: str) -> argparse.ArgumentParser:
+def _parser(verb: str, about: str, switches: Mapping[str, str]) -> argparse.ArgumentParser:
     shipped = {name: _purpose(path) for name, path in recipes().items()}
     complete = [name for name, path in recipes().items() if REQUIRED not in path.read_text()]
     parser = argparse.ArgumentParser(
@@ -121,6 +128,8 @@ def _parser(verb: str, about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over the recipe")
+    for name, told in switches.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=told)
     parser.add_argument("--show", action="store_true", help="check the recipe, print all its settings and stop")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error came from")
     return parser

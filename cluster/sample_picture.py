@@ -76,7 +76,7 @@ def of_cache(
         rows.append(("file", record.file_name))
     for axes, name, energy in zip(others, key.taps, maps, strict=True):
         _heat(axes, energy, f"{key.teacher}: {name}, {energy.shape[0]} x {energy.shape[1]}")
-        rows.append((f"RMS of {name}", f"{energy.min():.4g} to {energy.max():.4g}, mean {energy.mean():.4g}"))
+        rows.append((f"RMS of {name}", _span(energy)))
     figure.savefig(path, format="png", dpi=100)
     return rows
 
@@ -97,10 +97,23 @@ def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
 
 
 def _energies(sample: StoredRow, key: CacheKey) -> list[np.ndarray]:
-    """Per tap the root mean square over the channels, (h, w); 0 where nothing is stored."""
-    batch = BatchCopy([sample], key, BatchBuffers(pin=False))
+    """Per tap the root mean square over the channels, (h, w); not a number where nothing is stored."""
+    sizes = key.layout.sizes(sample.canvas[:2])
+    batch = BatchCopy([sample], key.coding, key.channels, sizes, BatchBuffers(pin=False))
     batch.copy(0, check=False)
-    return [tap.maps()[0].float().square().mean(0).sqrt().numpy() for tap in batch.taps()]
+    maps = []
+    for tap, rows in zip(batch.taps(), sample.rows, strict=True):
+        energy = tap.maps()[0].float().square().mean(0).sqrt().numpy()
+        maps.append(np.where(energy > 0, energy, np.nan) if rows < energy.size else energy)
+    return maps
+
+
+def _span(energy: np.ndarray) -> str:
+    stored = energy[np.isfinite(energy)]
+    if not stored.size:
+        return "nothing is stored"
+    part = "" if stored.size == energy.size else f", {stored.size} of {energy.size} positions stored"
+    return f"{stored.min():.4g} to {stored.max():.4g}, mean {stored.mean():.4g}{part}"
 
 
 def _seen(
@@ -141,9 +154,11 @@ def _image(axes: Axes, pixels: Tensor, boxes: Tensor, record: Record, names: lis
 
 
 def _heat(axes: Axes, energy: np.ndarray, title: str) -> None:
-    drawn = axes.imshow(energy, cmap="inferno", vmin=0, interpolation="nearest")
+    axes.set_facecolor("lightgrey")  # shows through where nothing is stored
+    drawn = axes.imshow(energy, cmap="inferno", vmin=0, vmax=np.nanmax(energy, initial=1e-9), interpolation="nearest")
     axes.set_title(title)
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks([])
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(drawn, ax=axes, shrink=0.8)

@@ -1,5 +1,6 @@
 """Does a teacher cache pay, and does it fit? Asked before a byte is written."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class BreakEven:
     """Over all epochs and students."""
     spent: float
     """To fill the cache, once."""
+    epochs_to_pay: float
+    """Epochs, of one student after the other, until the cache has saved what it took; infinite where it never does."""
     largest_bytes: float
     """Bytes per image above which the cached step is slower than the live one."""
     pays: bool
@@ -76,6 +79,7 @@ def break_even(
         largest_gain=online / student_seconds,
         saved=saved,
         spent=spent,
+        epochs_to_pay=spent / (online - cached) if online > cached else math.inf,
         largest_bytes=online * read_bandwidth / gpus,
         pays=pays,
         sentence=sentence,
