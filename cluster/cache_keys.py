@@ -1,7 +1,7 @@
 """The key of a teacher's cache: what a recipe says of it, and which codecs were measured to err least.
 
-A recipe that leaves the choice between codecs to measurement (`codec: int8`) has one answer per storage: it is kept in
-a file beside the caches, which the driver writes before the first shard and everybody else reads.
+A recipe that leaves the choice between codecs to measurement (`codec: int8`) has one answer. It is kept in a file
+beside the caches, which the driver writes before the first shard and everybody else reads.
 """
 
 import hashlib
@@ -18,12 +18,14 @@ from data_sharding.cache_key import CacheKey, canonical_json, library_versions
 from data_sharding.codecs import codec
 from data_sharding.codecs_choice import Errors, candidates, chosen, compared, is_open
 from data_sharding.files import write_atomically
-from data_sharding.remote import is_url
+from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Shapes
 from kd.teacher import aligned_shapes
 
 TEACHER_BATCH = 8
 """Images per forward that fills a cache: part of the cache's key."""
+CHOICES = "codecs"
+"""The folder beside the caches that says which codecs err least."""
 
 
 def cache_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, train: Split) -> CacheKey:
@@ -51,17 +53,19 @@ def settled_key(config: RunConfig, teacher: LoadedTeacher, student: Shapes, trai
     driver: one process alone."""
     largest, asked = largest_key(config, teacher, student, train)
     told: list[str] = []
-    if is_open(asked) and not choice_path(config, largest, asked).exists():
+    path = choice_path(config, largest, asked)
+    if is_open(asked) and not _is_kept(config, path):
         live = build.live_teacher(teacher, student, build.stored_of(config, teacher.config))
         with Assembled(train, teacher.config.factor) as assembled:
             errors = compared(
                 largest, asked, train.dataset, train.views, lambda at, view: live(assembled.batch(at, view))
             )
         found = {"codecs": chosen(asked, errors), "taps": largest.taps, "errors": errors}
-        path = choice_path(config, largest, asked)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, canonical_json(found))
         told = [_told(tap, one) for tap, one in zip(largest.taps, errors, strict=True) if one]
+    if is_open(asked):
+        _share(config, path)
     return cache_key(config, teacher, student, train), told
 
 
@@ -106,15 +110,44 @@ def largest_key(
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Path:
     """The folder that this key's cache is written to: the one that it is read from, unless that is a URL."""
-    caches = config.resources.caches
-    below = Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
-    return below / f"{key.teacher}-{key.uid[:12]}"
+    return _below(config) / f"{key.teacher}-{key.uid[:12]}"
 
 
 def choice_path(config: RunConfig, largest: CacheKey, asked: tuple[str, ...]) -> Path:
     """Where the answer is kept which codecs err least, for this very teacher, data and taps."""
     digest = hashlib.sha256(canonical_json([asdict(largest), asked])).hexdigest()
-    return Path(config.storage) / "caches" / "codecs" / f"{largest.teacher}-{digest[:12]}.json"
+    return _below(config) / CHOICES / f"{largest.teacher}-{digest[:12]}.json"
+
+
+def _below(config: RunConfig) -> Path:
+    caches = config.resources.caches
+    return Path(config.storage) / "caches" if caches is None or is_url(caches) else Path(caches)
+
+
+def _is_kept(config: RunConfig, path: Path) -> bool:
+    """Whether the answer is there; where it lies only beside caches behind a URL, it is brought here."""
+    caches = config.resources.caches
+    if path.exists() or caches is None or not is_url(caches):
+        return path.exists()
+    try:
+        content = Remote(str(caches)).read(f"{CHOICES}/{path.name}")
+    except FileNotFoundError:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return True
+
+
+def _share(config: RunConfig, path: Path) -> None:
+    """Put the answer beside caches behind a URL, unless it is there."""
+    caches = config.resources.caches
+    if caches is None or not is_url(caches):
+        return
+    far, name = Remote(str(caches)), f"{CHOICES}/{path.name}"
+    try:
+        far.read(name)
+    except FileNotFoundError:
+        far.put(path, name)
 
 
 def _enlarged(config: RunConfig) -> float:

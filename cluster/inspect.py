@@ -51,7 +51,7 @@ def act(options: argparse.Namespace) -> int:
     found = inspecting.look(options.place)
     damages = found.damaged_head
     if found.rows:
-        table(f"{found.kind} {options.place}", [{"what": w, "value": v} for w, v in found.rows], left=True)
+        table(found.kind, [{"what": w, "value": v} for w, v in found.rows], left=True)
     if options.verify:
         damages = inspecting.verified(found)
     if damages:

@@ -42,7 +42,8 @@ class Found:
         """The facts that a person looks for first."""
         if not self.manifest:
             return []
-        return [*_size(self.manifest), *(_of_cache(self) if self.kind == "teacher cache" else _of_pack(self))]
+        place = ("place", self.place.location)
+        return [place, *_size(self.manifest), *(_of_cache(self) if self.kind == "teacher cache" else _of_pack(self))]
 
 
 def look(location: str) -> Found:
@@ -76,10 +77,11 @@ def verified(found: Found) -> list[Damage]:
 def read_rows(found: Found) -> list[dict[str, object]]:
     """What a verification that found nothing has read."""
     shards = found.manifest["shards"]
+    beside = f"{MANIFEST}, {INDEX}, {'key.json' if found.kind == 'teacher cache' else 'report and plan'}, any receipts"
     return [
         {"what": "shards", "value": f"{len(shards)} files, {sum(s['bytes'] for s in shards)} bytes: as written"},
         {"what": "samples", "value": f"{len(found.index['row'])}, each by its own checksum: as written"},
-        {"what": "beside them", "value": f"{MANIFEST}, {INDEX}, key or plan, receipts: as written"},
+        {"what": "beside them", "value": f"{beside}: as written"},
     ]
 
 

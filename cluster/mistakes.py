@@ -75,7 +75,7 @@ def _about_teachers(config: "RunConfig") -> list[str]:
 def _about_codecs(config: "RunConfig", number: int) -> list[str]:
     """A cache of foreground alone, and a method that reads elsewhere."""
     teacher = config.teachers[number]
-    everywhere = {name: settings for name, settings in config.distill.items() if not settings.sparse_suffices}
+    everywhere = {name: s for name, s in config.distill.items() if s.taught and not s.sparse_suffices}
     if not teacher.cache or not everywhere:
         return []
     named = {"codec": teacher.codec} | {f"tap_codecs.{tap}": codec for tap, codec in teacher.tap_codecs.items()}

@@ -57,7 +57,9 @@ class Part(ModuleType):
             statement = self._binds.get(names.pop())
             if statement is not None and statement not in needed:
                 needed.add(statement)
-                names += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+                # What it names, not what it gives names to: a setting may be called like a function.
+                loads = (n for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+                names += [node.id for node in loads]
         return needed
 
     def _run(self, statement: ast.stmt) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from cluster.grammar import ConfigError
 from cluster.pictures import COLOURS
 from data_sharding import images
+from data_sharding.cache_batch import BatchCopy
+from data_sharding.cache_buffers import BatchBuffers
 from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import CachedSample, read_row
-from data_sharding.codecs import decode
+from data_sharding.cache_rows import StoredRow, read_row
 from data_sharding.record import Record
 from data_sharding.record_codec import SCHEMA
 from data_sharding.record_codec import decode as decode_record
@@ -75,15 +76,15 @@ def of_cache(
         rows.append(("file", record.file_name))
     for axes, name, energy in zip(others, key.taps, maps, strict=True):
         _heat(axes, energy, f"{key.teacher}: {name}, {energy.shape[0]} x {energy.shape[1]}")
-        rows.append((f"RMS of {name}", f"{energy.min():.4g} to {energy.max():.4g}, mean {energy.mean():.4g}"))
+        rows.append((f"RMS of {name}", _span(energy)))
     figure.savefig(path, format="png", dpi=100)
     return rows
 
 
-def _sample(place: Place, manifest: Mapping[str, Any], index: Mapping[str, np.ndarray], number: int) -> CachedSample:
+def _sample(place: Place, manifest: Mapping[str, Any], index: Mapping[str, np.ndarray], number: int) -> StoredRow:
     shard, row = int(index["shard"][number]), int(index["row"][number])
     reader = pa.ipc.open_file(_shard(place, manifest, shard))
-    return read_row(reader.get_batch(row), stored_key(manifest))[0]
+    return read_row(reader.get_batch(row), stored_key(manifest))
 
 
 def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
@@ -95,18 +96,28 @@ def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
     return content
 
 
-def _energies(sample: CachedSample, key: CacheKey) -> list[np.ndarray]:
-    """Per tap the root mean square over the channels, (h, w); 0 where nothing is stored."""
+def _energies(sample: StoredRow, key: CacheKey) -> list[np.ndarray]:
+    """Per tap the root mean square over the channels, (h, w); not a number where nothing is stored."""
     sizes = key.layout.sizes(sample.canvas[:2])
+    batch = BatchCopy([sample], key.coding, key.channels, sizes, BatchBuffers(pin=False))
+    batch.copy(0, check=False)
     maps = []
-    for tap, name, codec, channels, size in zip(sample.taps, key.taps, key.codecs, key.channels, sizes, strict=True):
-        decoded = decode(tap, codec, (channels, *size), level=name)
-        maps.append(decoded.float().square().mean(0).sqrt().numpy())
+    for tap, rows in zip(batch.taps(), sample.rows, strict=True):
+        energy = tap.maps()[0].float().square().mean(0).sqrt().numpy()
+        maps.append(np.where(energy > 0, energy, np.nan) if rows < energy.size else energy)
     return maps
 
 
+def _span(energy: np.ndarray) -> str:
+    stored = energy[np.isfinite(energy)]
+    if not stored.size:
+        return "nothing is stored"
+    part = "" if stored.size == energy.size else f", {stored.size} of {energy.size} positions stored"
+    return f"{stored.min():.4g} to {stored.max():.4g}, mean {stored.mean():.4g}{part}"
+
+
 def _seen(
-    place: Place, key: CacheKey, data: Path | None, position: int, sample: CachedSample
+    place: Place, key: CacheKey, data: Path | None, position: int, sample: StoredRow
 ) -> tuple[Record, View, list[str]] | None:
     """The record, its view and the classes' names, where the packed split is at hand."""
     folders = [data] if data is not None else sorted(Path(place.location).parent.parent.glob("data/*/*"))
@@ -143,9 +154,11 @@ def _image(axes: Axes, pixels: Tensor, boxes: Tensor, record: Record, names: lis
 
 
 def _heat(axes: Axes, energy: np.ndarray, title: str) -> None:
-    drawn = axes.imshow(energy, cmap="inferno", vmin=0, interpolation="nearest")
+    axes.set_facecolor("lightgrey")  # shows through where nothing is stored
+    drawn = axes.imshow(energy, cmap="inferno", vmin=0, vmax=np.nanmax(energy, initial=1e-9), interpolation="nearest")
     axes.set_title(title)
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks([])
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(drawn, ax=axes, shrink=0.8)

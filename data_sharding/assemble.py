@@ -66,6 +66,8 @@ class Assembler:
         jittered = self._pixels(len(samples), canvas, self.factor) if jitter_key else None
         factors = dict.fromkeys((self.factor, *self.further_factors))
         clean = {f: self._pixels(len(samples), canvas, f) for f in factors}
+        for cache in self.caches.values():
+            cache.bring([s.position for s in samples], [s.view for s in samples])
         jobs = [
             self.pool.submit(self._image, i, s, v, clean, jittered, jitter_key)
             for i, (s, v) in enumerate(zip(samples, views, strict=True))

@@ -14,7 +14,7 @@ from data_sharding.batch import StoredTaps, Taps
 from data_sharding.codecs import Codec, StoredTap, codec, tap_bytes
 from data_sharding.codecs_foreground import level_sizes
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 COMMAND = "python -m cluster.cache_teacher"
 
 

@@ -1,5 +1,6 @@
 """The mapped shard files of a teacher cache: opened when first needed, kept open, closed when too many are."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence, Set
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from data_sharding.cache_rows import ShardCorrupt
+from data_sharding.cache_key import CacheKey
+from data_sharding.cache_rows import ShardCorrupt, StoredRow, read_row
 from data_sharding.files import hash_of
 from data_sharding.staging import StagingFull
 
@@ -76,26 +79,79 @@ class Folder:
         return False
 
 
+class MappedShard:
+    """One mapped file. A row is read when it is first asked for, and then kept: its short parts in memory, its long
+    ones as stretches of the mapping. That is what makes reading as fast as memory."""
+
+    def __init__(self, file: ShardFile, key: CacheKey) -> None:
+        """Raises ShardCorrupt for a file that is no shard."""
+        file.require_size()
+        self.file, self.key = file, key
+        self._path = str(file.path)
+        try:
+            with pa.memory_map(self._path) as source:
+                self._reader = pa.ipc.open_file(source.read_buffer())
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ShardCorrupt(file.path, file.id, None, None, "a readable Arrow file", error) from error
+        if self._reader.num_record_batches != file.rows:
+            got = f"{self._reader.num_record_batches} batches"
+            raise ShardCorrupt(file.path, file.id, None, None, f"{file.rows} rows", got)
+        self._rows: list[StoredRow | None] = [None] * file.rows
+        self.brought = np.zeros(file.rows, np.bool_)
+        """Rows whose pages somebody was asked to bring in."""
+        self._lock = threading.Lock()
+
+    def row(self, number: int, sample: tuple[int, int]) -> StoredRow:
+        """One row, which must hold `sample` (image id, view). Raises ShardCorrupt for one that cannot be read."""
+        found = self._rows[number]
+        if found is None:
+            found = self._rows[number] = self._read(number, sample)
+        if (found.image_id, found.view) != sample:
+            got = (found.image_id, found.view)
+            raise ShardCorrupt(self.file.path, self.file.id, number, sample, f"the sample {sample}", got)
+        return found
+
+    def require_size(self) -> None:
+        """Raise ShardCorrupt where the file was cut since: reading on would end the process. A writer never does this,
+        people do."""
+        if os.stat(self._path).st_size != self.file.bytes:
+            self.file.require_size()
+
+    def _read(self, number: int, sample: tuple[int, int]) -> StoredRow:
+        try:
+            with self._lock:
+                batch = self._reader.get_batch(number)
+            batch.validate(full=True)
+            if batch.num_rows != 1:
+                raise ValueError(f"expected one row, found {batch.num_rows}")
+            return read_row(batch, self.key)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
+            raise ShardCorrupt(self.file.path, self.file.id, number, sample, "a readable row", error) from error
+
+
 class MappedShards:
     """The `limit` most recently used shards stay mapped; a row handed out stays valid when its file is let go."""
 
-    def __init__(self, shelf: Shelf, *, limit: int) -> None:
+    def __init__(self, shelf: Shelf, key: CacheKey, *, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"expected at least one open shard, got {limit}")
-        self.shelf, self.limit = shelf, limit
-        self._open: OrderedDict[int, tuple[ShardFile, list[pa.RecordBatch]]] = OrderedDict()
+        self.shelf, self.key, self.limit = shelf, key, limit
+        self._open: OrderedDict[int, MappedShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def row(self, shard: int, row: int) -> pa.RecordBatch:
-        """One row of one shard, not copied."""
+    def shard(self, number: int) -> MappedShard:
+        """One shard, mapped. Raises ShardCorrupt for a file that is no shard or not as long as it was."""
         with self._lock:
-            found = self._open.get(shard)
+            found = self._open.get(number)
             if found is not None:
-                self._open.move_to_end(shard)
-        file, rows = found or self._opened(shard)
-        # A file that was cut since would end the process; a writer never does this, people do.
-        file.require_size()
-        return rows[row]
+                self._open.move_to_end(number)
+        found = found or self._opened(number)
+        found.require_size()
+        return found
+
+    def __len__(self) -> int:
+        """How many files are mapped now."""
+        return len(self._open)
 
     def let_go(self, shard: int) -> None:
         """Close one file; rows handed out stay valid."""
@@ -120,10 +176,9 @@ class MappedShards:
         """Let go of all files; rows handed out stay valid."""
         self.keep(set())
 
-    def _opened(self, shard: int) -> tuple[ShardFile, list[pa.RecordBatch]]:
+    def _opened(self, shard: int) -> MappedShard:
         """Fetching one file keeps nobody from reading others; of two threads that open the same, one wins."""
-        file = self._taken(shard)
-        opened = (file, _map(file))
+        opened = MappedShard(self._taken(shard), self.key)
         with self._lock:
             opened = self._open.setdefault(shard, opened)
             oldest = list(self._open)[: max(0, len(self._open) - self.limit)]
@@ -141,19 +196,3 @@ class MappedShards:
                 if oldest is None:
                     raise
                 self.let_go(oldest)
-
-
-def _map(file: ShardFile) -> list[pa.RecordBatch]:
-    """The rows of a shard in its mapping. Parsing once and keeping them is what makes reading as fast as memory."""
-    file.require_size()
-    try:
-        with pa.memory_map(str(file.path)) as source:
-            reader = pa.ipc.open_file(source.read_buffer())
-        rows = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for row in rows:
-            row.validate(full=True)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ShardCorrupt(file.path, file.id, None, None, "a readable Arrow file", error) from error
-    if [r.num_rows for r in rows] != [1] * file.rows:
-        raise ShardCorrupt(file.path, file.id, None, None, f"{file.rows} rows", f"{len(rows)} batches")
-    return rows

@@ -1,18 +1,19 @@
 """One sample of a teacher cache as a row of an Arrow file. Shape letters: L taps."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
 from data_sharding import shards
 from data_sharding.cache_key import CacheKey
 from data_sharding.codecs import Encoded, row_bytes
+from data_sharding.codecs_base import require_lengths
 
 
 class ShardCorrupt(shards.ShardCorrupt):
@@ -44,17 +45,60 @@ class CachedSample:
     @property
     def checksum(self) -> int:
         """xxh3_64 of everything that the row holds, so that no part of it can change unseen."""
-        hasher = xxhash.xxh3_64()
-        rows = [t.rows for t in self.taps]
-        hasher.update(struct.pack("<q", len(self.pixels)) + self.pixels)
-        hasher.update(struct.pack(f"<qi4i{len(rows)}i", self.image_id, self.view, *self.canvas, *rows))
-        for tap in self.taps:
-            hasher.update(struct.pack("<qq", len(tap.scale), len(tap.mask)))
-            hasher.update(tap.scale)
-            hasher.update(tap.mask)
-        for tap in self.taps:
-            hasher.update(tap.payload)
+        rows, scales, masks = zip(*((t.rows, len(t.scale), len(t.mask)) for t in self.taps), strict=True)
+        hasher = xxhash.xxh3_64(seed=_head(self.image_id, self.view, self.canvas, rows, scales, masks, self.pixels))
+        for parts in ((t.scale for t in self.taps), (t.mask for t in self.taps), (t.payload for t in self.taps)):
+            for part in parts:
+                hasher.update(part)
         return hasher.intdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRow:
+    """One sample as it lies in a mapped file: what is short was read, what is long is read when it is copied."""
+
+    image_id: int
+    view: int
+    canvas: tuple[int, int, int, int]
+    rows: tuple[int, ...]
+    """Stored positions of each tap."""
+    checksum: int
+    """As the row itself states it; the index states it again."""
+    pixels: bytes
+    head: int
+    """The hash of all that is above; `hasher` goes on from it."""
+    lengths: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    """Bytes of each tap in `scales`, `masks` and `values`."""
+    scales: np.ndarray
+    """(bytes,) uint8: of all taps, one after the other; as `masks` and `values`."""
+    masks: np.ndarray
+    values: np.ndarray
+
+    def hasher(self) -> "xxhash.xxh3_64":
+        """The row's checksum once `scales`, `masks` and `values` have gone through it, in this order."""
+        return xxhash.xxh3_64(seed=self.head)
+
+    def digest(self) -> int:
+        """The checksum of what lies there now."""
+        hasher = self.hasher()
+        for part in (self.scales, self.masks, self.values):
+            hasher.update(part.data)
+        return hasher.intdigest()
+
+
+def _head(
+    image_id: int,
+    view: int,
+    canvas: Sequence[int],
+    rows: Sequence[int],
+    scales: Sequence[int],
+    masks: Sequence[int],
+    pixels: bytes,
+) -> int:
+    """A hash of what is short in a row, and of where its long parts begin and end."""
+    taps = len(rows)
+    numbers = (image_id, view, *canvas, *rows, *scales, *masks, len(pixels))
+    return xxhash.xxh3_64_intdigest(struct.pack(f"<qi4i{taps}i{taps}q{taps}qq", *numbers) + pixels)
 
 
 def schema(key: CacheKey) -> pa.Schema:
@@ -98,27 +142,55 @@ def write_row(sample: CachedSample, checksum: int, columns: pa.Schema) -> pa.Rec
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
 
 
-def read_row(batch: pa.RecordBatch, key: CacheKey) -> tuple[CachedSample, int]:
-    """The sample of a row, its payload still in the mapping, and the checksum stored with it.
+def read_row(batch: pa.RecordBatch, key: CacheKey) -> StoredRow:
+    """The sample of a row; nothing long is copied or touched.
 
-    Raises ValueError when the row's lengths contradict each other.
+    Raises ValueError when the row's lengths contradict each other or what the key's codecs need.
     """
-    image_id, view, canvas, npos, checksum, scale, mask = (batch.column(i)[0].as_py() for i in range(7))
-    feat = _only_value(batch.column(7))
-    width = map(row_bytes, key.coding, key.channels)
-    ends = [0, *accumulate(n * b for n, b in zip(npos, width, strict=True))]
-    if min(npos) < 0 or ends[-1] != len(feat):
-        raise ValueError(f"{npos} positions need {ends[-1]} bytes, the payload has {len(feat)}")
-    taps = tuple(
-        Encoded(rows=n, payload=feat[start:end], scale=s, mask=m)
-        for n, (start, end), s, m in zip(npos, pairwise(ends), scale, mask, strict=True)
+    image_id, view, canvas, rows, checksum = (batch.column(i)[0].as_py() for i in range(5))
+    scales, masks = _lists(batch.column(5)), _lists(batch.column(6))
+    values, pixels = _binary(batch.column(7)), batch.column(8)[0].as_py()
+    sizes = key.layout.sizes((canvas[0], canvas[1]))
+    bits = np.split(masks.content, np.cumsum(masks.sizes)[:-1])
+    for name, codec, channels, (height, width), n, scale, mask in zip(
+        key.taps, key.coding, key.channels, sizes, rows, scales.sizes, bits, strict=True
+    ):
+        require_lengths(codec, channels, height * width, n, scale, mask, level=name)
+    lengths = [n * row_bytes(c, channels) for n, c, channels in zip(rows, key.coding, key.channels, strict=True)]
+    if len(values) != sum(lengths):
+        raise ValueError(f"{rows} positions need {sum(lengths)} bytes, the payload has {len(values)}")
+    return StoredRow(
+        image_id=image_id,
+        view=view,
+        canvas=tuple(canvas),
+        rows=tuple(rows),
+        checksum=checksum,
+        pixels=pixels,
+        head=_head(image_id, view, canvas, rows, scales.sizes, masks.sizes, pixels),
+        lengths=(tuple(scales.sizes), tuple(masks.sizes), tuple(lengths)),
+        scales=scales.content,
+        masks=masks.content,
+        values=values,
     )
-    pixels = batch.column(8)[0].as_py()
-    return CachedSample(image_id=image_id, view=view, canvas=tuple(canvas), taps=taps, pixels=pixels), checksum
 
 
-def _only_value(column: pa.Array) -> memoryview:
+@dataclass(frozen=True)
+class _List:
+    content: np.ndarray
+    sizes: list[int]
+
+
+def _lists(column: pa.Array) -> _List:
+    """The byte strings of a one-row list column as one stretch of memory, not copied, and the length of each."""
+    values: pa.Array = column.flatten()
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
+    content = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    return _List(content, np.diff(ends).tolist())
+
+
+def _binary(column: pa.Array) -> np.ndarray:
     """The bytes of a one-row large_binary column, not copied, which taking pyarrow's scalar would do."""
     _, offsets, data = column.buffers()
-    start, end = memoryview(offsets).cast("q")[column.offset : column.offset + 2]
-    return memoryview(data)[start:end]
+    start, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]
+    return np.frombuffer(data, np.uint8)[start:end]

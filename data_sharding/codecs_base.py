@@ -7,6 +7,7 @@ the decoded map has torch's `channels_last` layout without a copy. Shape letters
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Encoded:
 
 
 Per = Literal["channel", "position"]
+Bits = bytes | memoryview | np.ndarray
 
 
 class Codec(Protocol):
@@ -79,6 +81,22 @@ def mask_bytes(codec: Codec, cells: int) -> int:
 def tap_bytes(codec: Codec, channels: int, rows: int, cells: int) -> int:
     """All bytes of one tap of one image: rows, scales and mask."""
     return rows * row_bytes(codec, channels) + 2 * scale_count(codec, channels, rows) + mask_bytes(codec, cells)
+
+
+def require_lengths(codec: Codec, channels: int, cells: int, rows: int, scale: int, mask: Bits, *, level: str) -> None:
+    """Raise CodecError where a stored tap of h * w `cells` cannot have so many rows, bytes of scales, or this mask."""
+    if rows != cells if not codec.sparse else not 0 <= rows <= cells:
+        held = "keeps some of" if codec.sparse else "keeps all"
+        raise CodecError(f"tap {level!r}: codec {codec.name} {held} {cells} positions, found {rows}")
+    for what, needed, found in (
+        ("scales", 2 * scale_count(codec, channels, rows), scale),
+        ("mask", mask_bytes(codec, cells), len(mask)),
+    ):
+        if found != needed:
+            raise CodecError(f"tap {level!r}: codec {codec.name} needs {needed} bytes of {what}, found {found}")
+    named = int(np.bitwise_count(np.frombuffer(mask, np.uint8)).sum()) if codec.sparse else rows
+    if named != rows:
+        raise CodecError(f"tap {level!r}: the mask names {named} of {cells} positions, {rows} are stored")
 
 
 def as_rows(x: Tensor, level: str) -> Tensor:

@@ -5,27 +5,31 @@ training device; `StoredTaps.decode` makes maps of them there.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import torch
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps
+from data_sharding.cache_batch import BatchCopy
+from data_sharding.cache_buffers import BatchBuffers
 from data_sharding.cache_key import COMMAND, CacheKey, library_versions
-from data_sharding.cache_mapping import MappedShards, ShardFile
+from data_sharding.cache_mapping import MappedShard, MappedShards, ShardFile
 from data_sharding.cache_opening import open_shelf, read_index, read_manifest
-from data_sharding.cache_rows import CachedSample, ShardCorrupt, read_row
-from data_sharding.codecs import StoredTap, stack
+from data_sharding.cache_pages import Pages
+from data_sharding.cache_rows import ShardCorrupt, StoredRow
 from data_sharding.remote import is_url, place_of
 from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
 from data_sharding.staged_shards import StagedShards
 from data_sharding.staging import Staging
 
 Verify = Literal["first", "always", "never"]
+T = TypeVar("T")
+BRINGING = 2
+"""Threads that bring in pages ahead of the copy."""
 
 
 class TeacherCache:
@@ -42,6 +46,7 @@ class TeacherCache:
     ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
+        self._coding = key.coding
         self.staging = staging
         names = [s["name"] for s in manifest["shards"]]
         self.files = [
@@ -49,12 +54,18 @@ class TeacherCache:
             for s in manifest["shards"]
         ]
         self.shelf = open_shelf(folder, names, self.files, staging)
-        self.shards = MappedShards(self.shelf, limit=open_shards)
+        self.shards = MappedShards(self.shelf, key, limit=open_shards)
         self._healing = threading.Lock()
         self._index = read_index(folder, manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
         self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
+        columns = (self._index[name].tolist() for name in ("shard", "row", "image_id", "view"))
+        self._places = list(zip(*columns, strict=True))
+        self._number = {file.id: number for number, file in enumerate(self.files)}
+        self._buffers = {pin: BatchBuffers(pin=pin) for pin in (False, True)}
+        self._pages = Pages()
+        self._bringing = ThreadPoolExecutor(BRINGING, thread_name_prefix="pages")
 
     @classmethod
     def open(
@@ -93,14 +104,17 @@ class TeacherCache:
     ) -> StoredTaps:
         """The taps of image positions[i] in view views[i], encoded, on the CPU (`pin`: in page-locked memory).
 
-        All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written.
+        All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written; a damaged copy
+        of a file that lies elsewhere is fetched again first, once.
         """
-        samples = [self._sample(int(i), int(k)) for i, k in zip(positions, views, strict=True)]
-        canvases = {s.canvas[:2] for s in samples}
-        if len(canvases) != 1:
-            raise ValueError(f"a batch must have one canvas, these {len(samples)} samples have {sorted(canvases)}")
-        sizes = self.layout.sizes(next(iter(canvases)))
-        return self.layout.stored(tuple(self._stack(samples, n, size, pin) for n, size in enumerate(sizes)))
+        lines = self._lines(positions, views)
+        return self._healed(lambda: self._read(lines, pin))
+
+    def bring(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> None:
+        """Have threads bring in the pages of samples that will be read soon, where that was not asked for before. What
+        lies elsewhere is fetched whole, by `expect`."""
+        if len(positions) and not isinstance(self.shelf, StagedShards):
+            self._bringing.submit(self._bring, self._lines(positions, views))
 
     def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
@@ -109,7 +123,7 @@ class TeacherCache:
             line = int(self._line[view, position])
             if self.verify == "never" or self._replayed[line]:
                 continue
-            sample = self._sample(position, view)
+            (sample,) = self._healed(lambda one=line: self._rows([one]))
             off = difference(sample.pixels, sampled(image, sample.canvas[2:])) if sample.pixels else 0.0
             if off > TOLERANCE:
                 raise ReplayDiffers(
@@ -140,59 +154,84 @@ class TeacherCache:
         self.shards.keep(set(shards))
 
     def close(self) -> None:
-        """Let go of the mapped files, and end what fetches them."""
+        """Let go of the mapped files, and end the threads and what fetches files."""
+        self._bringing.shutdown(wait=True, cancel_futures=True)
         self.shards.close()
         if isinstance(self.shelf, StagedShards):
             self.shelf.close()
 
-    def _stack(self, samples: list[CachedSample], level: int, size: tuple[int, int], pin: bool) -> StoredTap:
-        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, pin_memory=pin)
-
-        shape, name = (self.layout.channels[level], *size), self.layout.names[level]
-        taps = [sample.taps[level] for sample in samples]
-        return stack(self.key.coding[level], taps, shape, level=name, allocate=allocate)
-
-    def _sample(self, position: int, view: int) -> CachedSample:
-        """One sample. A damaged copy of a file that lies elsewhere is fetched again, once."""
-        line = self._line_of(position, view)
+    def _healed(self, act: Callable[[], T]) -> T:
+        """What `act` returns, after fetching again each damaged copy that it meets, once."""
         try:
-            return self._read(line)
+            return act()
         except ShardCorrupt:
             with self._healing:
-                try:
-                    return self._read(line)  # another thread may have fetched it meanwhile
-                except ShardCorrupt:
-                    if not self.shards.renew(int(self._index["shard"][line])):
-                        raise
-                    return self._read(line)
+                while True:
+                    try:
+                        return act()  # another thread may have fetched it meanwhile
+                    except ShardCorrupt as error:
+                        if error.shard not in self._number or not self.shards.renew(self._number[error.shard]):
+                            raise
 
-    def _line_of(self, position: int, view: int) -> int:
-        known = 0 <= view < self._line.shape[0] and 0 <= position < self._line.shape[1]
-        if not known or self._line[view, position] < 0:
-            raise IndexError(
-                f"{self.folder} has no image {position} in view {view}; it holds {self._line.shape[1]} images "
-                f"in {self._line.shape[0]} view(s)"
-            )
-        return int(self._line[view, position])
+    def _read(self, lines: list[int], pin: bool) -> StoredTaps:
+        rows = self._rows(lines)
+        canvas, *others = {row.canvas[:2] for row in rows}
+        if others:
+            found = sorted([canvas, *others])
+            raise ValueError(f"a batch must have one canvas, these {len(rows)} samples have {found}")
+        sizes = self.layout.sizes(canvas)
+        batch = BatchCopy(rows, self._coding, self.layout.channels, sizes, self._buffers[pin])
+        for number, line in enumerate(lines):
+            check = self.verify == "always" or (self.verify == "first" and not self._verified[line])
+            found = batch.copy(number, check=check)
+            if found is not None:
+                self._require_checksum(line, rows[number].checksum, found)
+                self._verified[line] = True
+        return self.layout.stored(batch.taps())
 
-    def _read(self, line: int) -> CachedSample:
-        shard, row = int(self._index["shard"][line]), int(self._index["row"][line])
-        key = (int(self._index["image_id"][line]), int(self._index["view"][line]))
-        file = self.files[shard]
-        try:
-            sample, stored = read_row(self.shards.row(shard, row), self.key)
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            raise ShardCorrupt(file.path, file.id, row, key, "a readable row", error) from error
-        if (sample.image_id, sample.view) != key:
-            raise ShardCorrupt(file.path, file.id, row, key, f"the sample {key}", (sample.image_id, sample.view))
-        if self.verify == "always" or (self.verify == "first" and not self._verified[line]):
-            expected, found = int(self._index["checksum"][line]), sample.checksum
-            if not expected == stored == found:
-                got = f"{found:016x} (the row says {stored:016x})"
-                raise ShardCorrupt(file.path, file.id, row, key, f"xxh3_64 {expected:016x}", got)
-            self._verified[line] = True
-        return sample
+    def _lines(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> list[int]:
+        """The index's line of each sample."""
+        images, count = self._line.shape[1], self._line.shape[0]
+        lines = []
+        for position, view in zip(positions, views, strict=True):
+            line = int(self._line[view, position]) if 0 <= view < count and 0 <= position < images else -1
+            if line < 0:
+                raise IndexError(
+                    f"{self.folder} has no image {position} in view {view}; it holds {images} images in {count} view(s)"
+                )
+            lines.append(line)
+        return lines
+
+    def _rows(self, lines: list[int]) -> list[StoredRow]:
+        """What is short in these samples, and where the rest is mapped."""
+        open_shards: dict[int, MappedShard] = {}
+        rows = []
+        for line in lines:
+            shard, row, image_id, view = self._places[line]
+            mapped = open_shards.get(shard)
+            if mapped is None:
+                mapped = open_shards[shard] = self.shards.shard(shard)
+            rows.append(mapped.row(row, (image_id, view)))
+        return rows
+
+    def _require_checksum(self, line: int, stored: int, found: int) -> None:
+        expected = int(self._index["checksum"][line])
+        if not expected == stored == found:
+            shard, row, image_id, view = self._places[line]
+            file, got = self.files[shard], f"{found:016x} (the row says {stored:016x})"
+            raise ShardCorrupt(file.path, file.id, row, (image_id, view), f"xxh3_64 {expected:016x}", got)
+
+    def _bring(self, lines: list[int]) -> None:
+        for line in lines:
+            shard, number, image_id, view = self._places[line]
+            try:
+                mapped = self.shards.shard(shard)
+                if not mapped.brought[number]:
+                    mapped.brought[number] = True
+                    self._pages.bring(mapped.row(number, (image_id, view)).values)
+            except ShardCorrupt:
+                # Whoever reads this sample is told; here nobody listens.
+                continue
 
 
 def _reopen(

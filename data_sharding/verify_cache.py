@@ -113,9 +113,10 @@ def _of_rows(name: str, content: bytes, lines: list[Line], key: CacheKey) -> Ite
         try:
             batch = reader.get_batch(row)
             batch.validate(full=True)
-            found, stated = read_row(batch, key)
-            same = (found.image_id, found.view) == (image_id, view) and found.checksum == checksum == stated
-            what = f"xxh3_64 {found.checksum:016x}, written was {checksum:016x}"
+            found = read_row(batch, key)
+            digest = found.digest()
+            same = (found.image_id, found.view) == (image_id, view) and digest == checksum == found.checksum
+            what = f"xxh3_64 {digest:016x}, written was {checksum:016x}"
         except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
             same, what = False, f"not a readable row: {error}"
         if not same:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from data_sharding.batch import Geometry
+from kd.foreign import read
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as for all of torchvision's classifiers."""
@@ -22,9 +22,9 @@ class Classifier:
 
     def __init__(self, architecture: str, weights: Path, outputs: Sequence[int], classes: int) -> None:
         """`outputs`: which of its outputs is which of our `classes`, in our order; empty: it knows just these."""
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-            raise ValueError(f"{weights} is no state dict; save a torchvision classifier's with model.state_dict()")
+        if not weights.is_file():
+            raise ValueError(f"the classifier's weights are not there: {weights}; save a state dict of torchvision's")
+        state = read(weights)
         known = len(list(state.values())[-1])  # the last bias
         self._outputs = list(outputs) or list(range(known))
         if len(self._outputs) != classes or not all(0 <= i < known for i in self._outputs):
@@ -61,24 +61,28 @@ def standardised(images: Tensor) -> Tensor:
 
 
 def cropped(images: Tensor, boxes: Tensor, image: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(B, 3, H, W) pixels, (M, 4) boxes of images (M,), ascending -> (M, 3, size, size), with gradient to the boxes (a
-    spatial transformer's bilinear sampler). Boxes are clipped to their image."""
-    counts = torch.bincount(image, minlength=len(images))
-    most = int(counts.max()) if len(image) else 0
-    place = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
-    sizes = geometry.sizes[image].to(boxes.dtype)
-    limit = torch.stack([sizes[:, 1], sizes[:, 0]] * 2, dim=1)
+    """(B, 3, H, W) pixels, (M, 4) boxes of images (M,) -> (M, 3, size, size): the image, sampled bilinearly and evenly
+    in each box (a spatial transformer), with gradient to the boxes alone. Boxes are clipped to their image."""
+    limit = geometry.sizes[image].to(boxes.dtype).flip(1).repeat(1, 2)
     corners = boxes.clamp(min=0).minimum(limit)
-    across = (torch.arange(size, device=boxes.device) + 0.5) / size
-    x = corners[:, :1] + (corners[:, 2:3] - corners[:, :1]) * across
-    y = corners[:, 1:2] + (corners[:, 3:4] - corners[:, 1:2]) * across
-    height, width = images.shape[2:]
-    x, y = 2 * x / width - 1, 2 * y / height - 1
-    grid = torch.stack([x[:, None].expand(-1, size, size), y[:, :, None].expand(-1, size, size)], dim=-1)
-    # The crops of an image stand below each other in one grid: so no image is copied for each of its crops.
-    tall = grid.new_zeros(len(images), most, size, size, 2).index_put((image, place), grid)
-    found = F.grid_sample(images, tall.flatten(1, 2), padding_mode="border", align_corners=False)
-    return found.unflatten(2, (most, size)).movedim(2, 1)[image, place]
+    steps = (torch.arange(size, device=boxes.device) + 0.5) / size
+    places = corners[:, None, :2] + (corners[:, 2:] - corners[:, :2])[:, None] * steps[:, None]
+    left, right, across = _neighbours(places[..., 0], images.shape[3])
+    top, bottom, down = _neighbours(places[..., 1], images.shape[2])
+    pixels, which = images.movedim(1, -1), image[:, None, None]
+    # A sampler of torch's own has no deterministic backward on a GPU; here only the weights carry gradient.
+    upper, lower = (
+        torch.lerp(pixels[which, row[:, :, None], left[:, None]], pixels[which, row[:, :, None], right[:, None]], w)
+        for row, w in ((row, across[:, None, :, None]) for row in (top, bottom))
+    )
+    return torch.lerp(upper, lower, down[:, :, None, None]).movedim(-1, 1)
+
+
+def _neighbours(places: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places in pixels, whose middles are at halves -> the pixels before and after, and how far between they are."""
+    place = (places - 0.5).clamp(0, length - 1)
+    before = place.detach().floor().clamp(max=max(0, length - 2)).long()
+    return before, (before + 1).clamp(max=length - 1), place - before
 
 
 def _stem(model: nn.Module, architecture: str) -> nn.Module:

@@ -57,9 +57,10 @@ class DecoderConfig:
         """What the learning rate is multiplied by at `progress` of the schedule."""
         return 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * progress))
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """AdamW over the module's parameters."""
-        return torch.optim.AdamW(module.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+
+def adamw(config: DecoderConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the module's parameters, as the settings say."""
+    return torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
 
 
 class InstanceDecoder(nn.Module):

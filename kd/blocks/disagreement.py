@@ -36,7 +36,7 @@ class Instances:
 def instances(student: Answers, teacher: Answers, geometry: Geometry, overlap: float, most: int) -> Instances:
     """Per image up to `most` boxes: a place's score is the greatest difference of the two heads' probabilities of one
     class, its box and label are those of the head that is surer of some class; of boxes that overlap (IoU > `overlap`)
-    the greatest score stays."""
+    the greatest score stays. Boxes less than a pixel wide or high are none, nor are places where the heads agree."""
     mine, its = student.scores, teacher.scores
     gap = (its - mine).abs().amax(dim=1) * student.allowed
     surer = its.amax(dim=1) > mine.amax(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch
 from kd.blocks.adapt import MatchChannels
+from kd.blocks.box_cells import box_cells
 from kd.blocks.foreground import cover_objects
 
 Values = Literal["own", "shared"]
@@ -45,13 +46,6 @@ def value_error(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
 def own_share(boxes: Tensor, batch: Batch, level: Tensor, stride: int) -> Tensor:
     """Boxes (B, Q, 4) -> (B, Q, U) over the cells of a level (B, C, H, W): 0 outside the box, 1 inside it, and more
     where a smaller labelled object overlaps it, by the ratio of their cells (HMKD's M K H W)."""
-    limit = torch.tensor([level.shape[3], level.shape[2]], device=boxes.device)
-    # The cells that meet a box, as `foreground.cover` has them.
-    first = (boxes[..., :2] / stride).floor().long().clamp(min=0).minimum(limit - 1)
-    last = (boxes[..., 2:] / stride).ceil().long().minimum(limit).maximum(first + 1)
-    rows, columns = (torch.arange(n, device=boxes.device) for n in level.shape[2:])
-    across = (columns >= first[..., :1]) & (columns < last[..., :1])
-    down = (rows >= first[..., 1:]) & (rows < last[..., 1:])
-    inside = (down[..., None] & across[:, :, None]).flatten(2)
+    inside = box_cells(boxes, (level.shape[2], level.shape[3]), stride).flatten(2)
     covered = cover_objects(batch, level, stride)
     return inside * covered.greatest(1 / covered.cells).flatten(1)[:, None] * inside.sum(dim=2, keepdim=True)

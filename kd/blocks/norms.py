@@ -30,3 +30,10 @@ def batch_standardised(x: Tensor, images: Tensor, world: World, eps: float = 1e-
     variance = (within + squares) / cells - mean.square()
     scale = (variance.clamp(min=0) + eps).rsqrt()
     return (x - mean.float()[:, None, None]) * scale.float()[:, None, None]
+
+
+def image_standardised(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """(B, C, H, W) -> float32, each channel of each image with mean 0 and variance 1; a single cell becomes 0."""
+    x = x.float()
+    x = x - x.mean(dim=(2, 3), keepdim=True)
+    return x * (x.square().mean(dim=(2, 3), keepdim=True) + eps).rsqrt()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
@@ -25,6 +24,7 @@ from kd.blocks.classifier import Classifier, cropped, standardised
 from kd.blocks.divergence import share_of_image_means
 from kd.blocks.draw import draw
 from kd.blocks.foreground import all_boxes
+from kd.blocks.pooling import pooled
 from kd.blocks.response import normalised_classes
 from kd.methods.base import Advice, Method, MethodConfig, Pair
 
@@ -105,8 +105,7 @@ class Loss(Method):
 
 def _distance(found: Tensor, wanted: Tensor, size: int) -> Tensor:
     """(P, C, H, W) twice -> (P,): the mean L1 of what is pooled to size x size."""
-    found, wanted = (F.adaptive_avg_pool2d(x, size) for x in (found, wanted.detach()))
-    return (found - wanted).abs().mean(dim=(1, 2, 3))
+    return (pooled(found, size) - pooled(wanted.detach(), size)).abs().mean(dim=(1, 2, 3))
 
 
 def _drawn(mine: Answers, batch: Batch, most: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.blocks.adapt import MatchChannels, same_levels
-from kd.blocks.decoder import DecoderConfig, InstanceDecoder
+from kd.blocks.decoder import DecoderConfig, InstanceDecoder, adamw
 from kd.blocks.divergence import squared_error
 from kd.blocks.foreground import all_boxes, cover
 from kd.blocks.gcblock import ContextError
@@ -186,7 +186,7 @@ class Assistant(base.Assistant):
         return advice.notes["erred"].sum() / scene.batch.totals["images"].clamp(min=1)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return self.config.decoder.optimizer(self)
+        return adamw(self.config.decoder, self)
 
     def _asking(self, number: int) -> Asking:
         decoder = self.config.decoder

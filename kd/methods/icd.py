@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.blocks.adapt import same_levels
-from kd.blocks.decoder import DecoderConfig, InstanceDecoder
+from kd.blocks.decoder import DecoderConfig, InstanceDecoder, adamw
 from kd.blocks.inquiry import Asking, ask
 from kd.blocks.instance_values import StudentValues, value_error
 from kd.methods import base
@@ -103,4 +103,4 @@ class Assistant(base.Assistant):
         return advice.notes["erred"].sum() / scene.batch.totals["images"].clamp(min=1)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return self.config.optimizer(self)
+        return adamw(self.config, self)

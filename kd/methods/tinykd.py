@@ -1,6 +1,6 @@
-"""TinyKD (2023, with tiny objects in view): imitate the teacher's map, and the map after its cells have attended to
-their neighbours, with object cells and background each weighing 1 per image, however small the objects are. Reads the
-teacher's pyramid.
+"""TinyKD (2023; the authors' code is haotianll/TinyKD): imitate the teacher's map, and the map after its cells have
+attended to their neighbours, with object cells and background each weighing 1 per image, however small the objects are.
+Reads the teacher's pyramid.
 
 A cell's foreground weight is the greatest 1 / area (in pixels) of the boxes it meets, so a tiny box is neither lost at
 a coarse level nor drowned by a large one; weights sum to 1 over an image's level. Departures: an image without boxes

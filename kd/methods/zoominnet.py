@@ -1,4 +1,4 @@
-"""ZoomInNet (2021, cross-scale distillation for drone images): a teacher of the student's make that sees twice the
+"""ZoomInNet (2021, cross-scale distillation of drone images): a teacher of the student's make that sees twice the
 pixels is imitated at few key points near objects, where the two heads disagree most. Reads the teacher's pyramid, and
 asks its head (of two stages, the first).
 

@@ -15,11 +15,13 @@ from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.scoring import ground_truth
 from cluster.suspects import suspicion
+from cluster.teaching import open_teachers
 from data_sharding.batch import Taps
 from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
 from kd import student
 from kd.detectors.base import Detections
+from kd.methods import fitnet, hinton
 from kd.methods.base import PyramidAssistant
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher
@@ -183,6 +185,32 @@ def test_an_assistant_may_have_a_head_of_the_students_make(tmp_path: Path) -> No
     assert mine == its
 
 
+def test_a_lesson_that_asks_the_teachers_head_gets_it_and_keeps_no_more(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"))
+    config = replace(config, distill={"hinton": hinton.Config(), "fitnet": fitnet.Config()})
+    train = packing.pack_splits(config)["train"]
+    student = build.build_student(config, 10)
+    teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
+    assert config.teachers[0].cache
+    lessons = build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu")).lessons
+    head = lessons["hinton"][0].head
+    assert head is not None
+    assert lessons["fitnet"][0].head is None
+    assert {name.partition(".")[0] for name, _ in head._head.named_parameters()} == {"head"}
+
+
+def test_a_teacher_whose_answers_are_of_other_places_is_refused_by_both_names(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"), **{"student.point_offset": 0.5})
+    config = replace(config, distill={"hinton": hinton.Config()})
+    train = packing.pack_splits(config)["train"]
+    student = build.build_student(config, 10)
+    teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
+    with pytest.raises(
+        ValueError, match=r"student's places are fcos, point_offset 0.5.*teacher's fcos, point_offset 0.0"
+    ):
+        build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu"))
+
+
 def test_the_cache_key_names_what_decides_its_bytes(tmp_path: Path) -> None:
     config = recipe(tmp_path, save_teacher(tmp_path / "weights"))
     packing.pack_splits(config)
@@ -221,3 +249,23 @@ def test_a_gate_that_no_node_can_hold_is_refused_instead_of_waited_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"resources: 1 worker\(s\) need 3 CPUs, the cluster has 2"):
         gate.require_good_teachers(config)
+
+
+def test_a_method_without_a_teacher_is_one_lesson_of_the_run(tmp_path: Path) -> None:
+    """With no teacher, and beside one, whom only the other method asks."""
+    weights = save_teacher(tmp_path / "weights")
+    alone = load("digits_scalekd", SMALL | {"storage": str(tmp_path), "teachers": [], "distill": {"lgd": {"heads": 4}}})
+    assert not alone.taught
+    assert build.reads_of(alone) == frozenset()
+    beside = recipe(tmp_path, weights, **{"distill.lgd.heads": 4})
+    train = packing.pack_splits(beside)["train"]
+    student = build.build_student(beside, 10).shapes
+    staff = open_teachers(alone, student, build.open_train(beside), torch.device("cpu"))
+    assert staff.teachers == {}
+    loaded = {"teacher": build.load_teacher(beside.teachers[0], train.categories)}
+    cpu = torch.device("cpu")
+    one, two = (build.build_lessons(c, student, t, World(), cpu) for c, t in ((alone, staff.loaded), (beside, loaded)))
+    assert {name: lesson.teacher for name, (lesson, _) in one.lessons.items()} == {"lgd": None}
+    assert {name: lesson.teacher for name, (lesson, _) in two.lessons.items()} == {"scalekd": "teacher", "lgd": None}
+    first, second = (x.assistants["lgd"].assistant.state_dict() for x in (one, two))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

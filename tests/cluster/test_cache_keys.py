@@ -96,6 +96,17 @@ def test_what_int8_means_is_measured_once_and_then_the_same_for_all(ask: Ask, mo
     assert path.read_bytes() == kept, "measured again it is the same"
 
 
+def test_the_answer_lies_beside_caches_behind_a_url(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another storage, as on another machine, asks it instead of measuring."""
+    asked = ask(**{"teachers.0.codec": "int8", "resources.caches": f"file://{tmp_path}/far"})
+    key, _ = asked.settled()
+    assert len(list((tmp_path / "far/codecs").iterdir())) == 1
+    elsewhere = check({**to_tree(asked.config), "storage": str(tmp_path / "other")}, "elsewhere")
+    monkeypatch.setattr(cache_keys, "compared", lambda *_: pytest.fail("measured twice"))
+    assert settled_key(elsewhere, asked.teacher, asked.student, asked.train) == (key, [])
+    assert cache_key(elsewhere, asked.teacher, asked.student, asked.train) == key
+
+
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"codecs": ["fp16"] * 3}), json.dumps({"codecs": []})])
 def test_a_damaged_answer_is_an_error_that_names_the_file(ask: Ask, content: str) -> None:
     asked = ask(**{"teachers.0.codec": "int8", "teachers.0.tap_codecs.p5": "fp32"})

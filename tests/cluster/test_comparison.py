@@ -3,18 +3,21 @@
 import csv
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import build, comparison_table, config
+from cluster import build, comparing, comparison_table, config
 from cluster.compare_methods import main
 from cluster.comparison_plan import PLAIN, REFERENCES, Plan, Row, Wanted, make_plan, shipped
 from cluster.comparison_runs import Runs, config_of, numbers, require_same_settings
 from cluster.comparison_store import Store
 from cluster.config import RunConfig
 from cluster.grammar import ConfigError, parse
+from tests.cluster.test_scoring import SMALL
+from tests.end_to_end.commands import save_teacher
 
 TEACHER = {"teachers.0.weights": "runs/digits_teacher/student", "views.flip": 0.5, "optim.steps": 100}
 SECONDS = {PLAIN: 10.0, "fitnet": 12.0, "cwd": 15.0}
@@ -232,6 +235,53 @@ def test_a_store_keeps_a_row_and_a_seed_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plain, seed 0 is stored already"):
         store.add({"row": PLAIN, "seed": 0})
     assert (store.settle("views", 3), store.settle("views", 4)) == (3, 3)
+
+
+@pytest.mark.cluster
+def test_all_of_it_but_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing, pairs that fit, one record in MLflow with table and plot, and a second start that adds a row."""
+    from mlflow import MlflowClient
+
+    changes = SMALL | {"teachers.0.weights": str(save_teacher(tmp_path / "weights"))}
+    changes |= {"distill.scalekd.sdf": {"width": 16, "token_width": 16}, "distill.scalekd.csa": {"heads": 2}}
+    tags: list[dict[str, str]] = []
+    trainer = Trainer()
+
+    def trained(config: RunConfig, further_tags: dict[str, str]) -> dict[str, Any]:
+        tags.append(further_tags)
+        (row,) = [row for row in plan.rows if row.name == further_tags["comparison.row"]]
+        return trainer(config, row)
+
+    monkeypatch.setattr(comparing, "train", trained)
+    monkeypatch.setattr(comparing, "ray_started", nullcontext)
+    monkeypatch.setattr(comparing, "require_good_teachers", lambda config: {"teacher": {"own": 9.0, "student": 4.0}})
+    for methods in (("scalekd",), ("scalekd", "cwd")):
+        plan = planned(tmp_path, changes=changes, methods=methods, references=("fresh",), seeds=2)
+        assert comparing.compare(plan, base(tmp_path, **changes)) == {}
+    assert trainer.done[:3] == [(PLAIN, 0), ("scalekd", 0), ("plain_fresh_views", 0)]
+    assert trainer.done[6:] == [("cwd", 0), ("cwd", 1)]
+    # Both rows read from a cache of what either reads; eight images are one step, so that 100 steps need 100 views.
+    assert trainer.configs["digits_scalekd_cwd_seed0"].teachers[0].stores == ("c5", "pyramid")
+    assert trainer.configs["digits_scalekd_plain_fresh_views_seed1"].views.count == 100
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (parent,) = client.search_runs(["1"])
+    assert {one["mlflow.parentRunId"] for one in tags} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert kept >= {"comparison.csv", "comparison.png", "comparison.json", "recipe.yaml"}
+    assert parent.data.metrics["difference/cwd"] == pytest.approx(1.0)
+
+
+def test_a_row_that_cannot_go_with_the_pair_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = SMALL | {"teachers.0.weights": str(save_teacher(tmp_path / "weights"))}
+    changes |= {"optim.accumulate": 2}
+    plan = planned(tmp_path, changes=changes, methods=("fitnet", "pkd"), references=(), seeds=1)
+    monkeypatch.setattr(comparing, "ray_started", nullcontext)
+    with pytest.raises(ConfigError, match=r"^row pkd: teachers: 'teacher' .* 2 accumulated micro-batches"):
+        comparing.compare(plan, base(tmp_path, **changes))
 
 
 # The table

@@ -1,4 +1,5 @@
-"""Run as a program: fills a teacher cache with writers that are killed at given moments, one after the other.
+"""Run as a program: fills a teacher cache with writers that are killed at given moments, one after the other, as one
+of another number of writers each time.
 
 Each writer is a fork of this process, which has imported everything and started no thread. It dies by SIGKILL at its
 n-th write, sync or rename; the last one finishes the cache.
@@ -49,7 +50,7 @@ def main(packed: Path, folder: Path, stored: str, moments: list[int]) -> None:
         child = os.fork()
         if child == 0:
             die_after(calls)
-            fill(packed, folder, stored, number % 2, 2 + number % 3)
+            fill(packed, folder, stored, number % (1 + number % 5), 1 + number % 5)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         sys.stdout.write("killed\n" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}\n")

@@ -1,4 +1,5 @@
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_writers_killed_anywhere_leave_a_cache_that_others_finish_with_the_same_
     tmp_path: Path, cache_folder: Path, stored: str, key: CacheKey, dataset: PackedDataset, views: ViewTable
 ) -> None:
     folder = tmp_path / "killed"
-    moments = [1, 4, 9, 25, 60, 61, 111]
+    drawn = random.Random(11)
+    moments = drawn.choices(range(1, 70), k=26) + drawn.choices(range(150, 400), k=3)
     told = subprocess.run(
         [sys.executable, "-m", "tests.data_sharding.killed_writer", dataset.folder, folder, stored, *map(str, moments)],
         cwd=ROOT,
@@ -36,7 +38,7 @@ def test_writers_killed_anywhere_leave_a_cache_that_others_finish_with_the_same_
         text=True,
         check=True,
     )
-    assert told.stdout.split("\n").count("killed") >= 6, told.stdout
+    assert told.stdout.split("\n").count("killed") >= 20, told.stdout
     assert not (folder / "manifest.json").exists()
     assert any(".tmp." in name for name in content(folder)), "a killed writer should have left something"
     written = sum(1 for name in content(folder) if name.startswith("receipts"))

@@ -140,15 +140,17 @@ def test_wrong_shapes_and_lengths_are_errors() -> None:
         decode(Encoded(rows=5, payload=bytes(20)), "fp16", (2, 2, 3), level="p3")
     with pytest.raises(CodecError, match="expected 12 fp16 values of 2 bytes, found 20 bytes"):
         decode(Encoded(rows=6, payload=bytes(20)), "fp16", (2, 2, 3), level="p3")
-    with pytest.raises(CodecError, match="expected 2 scale values of 2 bytes, found 3 bytes"):
+    with pytest.raises(CodecError, match="codec int8_channel needs 4 bytes of scales, found 3"):
         decode(Encoded(rows=6, payload=bytes(12), scale=bytes(3)), "int8_channel", (2, 2, 3), level="p3")
     for mask in (None, torch.ones(3, 2, dtype=torch.bool)):
         with pytest.raises(CodecError, match=r"'p3': codec sparse_position needs a mask \(2, 3\), got"):
             codec("sparse_position").encode(torch.zeros(2, 2, 3), mask, level="p3")
-    with pytest.raises(CodecError, match="needs a mask of 1 bytes for 6 positions, found 2"):
-        decode(Encoded(rows=1, payload=bytes(2), mask=bytes(2)), "sparse_channel", (2, 2, 3), level="p3")
+    with pytest.raises(CodecError, match="codec sparse_channel needs 1 bytes of mask, found 2"):
+        decode(
+            Encoded(rows=1, payload=bytes(2), scale=bytes(4), mask=bytes(2)), "sparse_channel", (2, 2, 3), level="p3"
+        )
     with pytest.raises(CodecError, match="the mask names 3 of 6 positions, 2 are stored"):
-        decode(Encoded(rows=2, payload=bytes(4), mask=b"\x07"), "sparse_channel", (2, 2, 3), level="p3")
+        decode(Encoded(rows=2, payload=bytes(4), scale=bytes(4), mask=b"\x07"), "sparse_channel", (2, 2, 3), level="p3")
 
 
 def test_an_unknown_codec_is_told_what_there_is() -> None:

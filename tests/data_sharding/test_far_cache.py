@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_sharding.batch import Batch
 from data_sharding.cache_key import CacheKey, ForeignCache
 from data_sharding.cache_rows import ShardCorrupt
 from data_sharding.cache_writer import CacheIncomplete
@@ -24,9 +25,15 @@ from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 from tests.data_sharding.test_cache_damage import flip, rows_of, shard_files
-from tests.data_sharding.tiny import tensors
+from tests.data_sharding.tiny import read, tensors
 
 ROOMY = 10**9
+
+
+@pytest.fixture(scope="session")
+def stored() -> str:
+    """One kind of cache: staging knows bytes, not taps."""
+    return "fp16"
 
 
 @pytest.fixture
@@ -52,10 +59,14 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return count
 
 
+def maps(batch: Batch) -> list[torch.Tensor]:
+    return tensors(batch.cached["t"].decode())
+
+
 def require_same(found: TeacherCache, expected: TeacherCache, images: int) -> None:
     for view in range(2):
         for i in range(images):
-            pairs = zip(tensors(found.read([i], [view])), tensors(expected.read([i], [view])), strict=True)
+            pairs = zip(read(found, [i], [view]), read(expected, [i], [view]), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -152,8 +163,7 @@ def test_a_damaged_copy_is_healed_once_and_no_other_sample_is_given(
         far.close()
         far = TeacherCache.open(url, key, staging=staging)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(tensors(far.read([position], [view])), tensors(near.read([position], [view])), strict=True)
+        torch.equal(a, b) for a, b in zip(read(far, [position], [view]), read(near, [position], [view]), strict=True)
     )
     assert fetched[name] == 2
     assert copy.read_bytes() == path.read_bytes()
@@ -182,7 +192,7 @@ def test_the_loader_gives_the_same_batches_within_the_limit(
         for _ in range(order.step_of(4)):
             (a,), (b,) = next(found), next(expected)
             assert a.image_ids == b.image_ids
-            assert all(torch.equal(x, y) for x, y in zip(tensors(a.cached["t"]), tensors(b.cached["t"]), strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(maps(a), maps(b), strict=True))
             assert sum(p.stat().st_size for p in staging.folder.iterdir() if p.is_file()) <= staging.limit
     far.close()
     assert set(fetched) == {p.relative_to(cache_folder).as_posix() for p in shard_files(cache_folder)}

@@ -16,9 +16,9 @@ from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 from tests.data_sharding.s3_server import Faulty, s3
-from tests.data_sharding.tiny import tensors
+from tests.data_sharding.test_far_cache import maps, stored
 
-__all__ = ["s3"]
+__all__ = ["s3", "stored"]
 URL = "s3://shelf/caches/arithmetic"
 
 
@@ -43,7 +43,7 @@ def test_training_from_an_object_store_that_fails_sees_every_sample_as_it_was_wr
         for _ in range(order.step_of(2)):
             (a,), (b,) = next(found), next(expected)
             assert a.image_ids == b.image_ids
-            assert all(torch.equal(x, y) for x, y in zip(tensors(a.cached["t"]), tensors(b.cached["t"]), strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(maps(a), maps(b), strict=True))
     far.close()
     assert s3.plan == []
     assert len(s3.done) > planned, "every fault befell a download"

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,15 @@ def test_a_comparison_killed_after_two_rows_does_the_third_alone(tmp_path: Path)
     teacher, log = save_teacher(tmp_path / "weights"), tmp_path / "log"
     driver = start(words(tmp_path, teacher), log)
     deadline = time.monotonic() + PATIENCE
-    while len(rows(tmp_path)) < 2:
-        assert driver.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    try:
+        while len(rows(tmp_path)) < 2:
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
     results = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     assert len(rows(tmp_path)) == len(results) == 2, "killed too late to test anything"
 

@@ -17,9 +17,11 @@ from kd.blocks import points as pts
 from kd.blocks.align import grid
 from kd.blocks.answers import Answers, of_all_images
 from kd.blocks.assign import assign
+from kd.blocks.decoder import DecoderConfig
 from kd.blocks.dense import flat
 from kd.blocks.distribution import sides
 from kd.blocks.foreground import all_boxes
+from kd.blocks.inquiry_head import InquiryConfig
 from kd.detectors.base import Detections, Detector, Shapes
 from kd.methods.base import Advice, Assistant, Method, Pair, Scene
 
@@ -27,6 +29,8 @@ STRIDES = (8, 16, 32)
 CANVAS = (96, 136)
 """Odd sizes: 12x17, 6x9 and 3x5 cells."""
 BINS = 4
+DECODER, INQUIRY = DecoderConfig(width=8, heads=2), InquiryConfig(width=4, depth=1)
+"""Of assistants that tests can wait for."""
 SHAPES = Shapes(
     c5_channels=8, c5_stride=32, pyramid_channels=8, strides=STRIDES, num_classes=3, places=("fake",), bins=BINS
 )

@@ -57,7 +57,12 @@ def scale_kd(
 def every_method() -> dict[str, MethodConfig]:
     """Every method in the folder with its own settings, on from the first step to the last."""
     always: dict[str, Any] = {"start": 0.0, "ramp": 0.0, "stop": 1.0, "freeze": 0.0}
-    own: dict[str, Any] = {"clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32}}
+    own: dict[str, Any] = {
+        "clsd": {"weights": fake.classifier(), "classifier": fake.CLASSIFIER, "crop": 32},
+        "scalekd": {"csa": scalekd.Csa(heads=2)},  # of the narrow taps of these tests
+        "icd": {"decoder": fake.DECODER},
+        "hmkd": {"decoder": fake.DECODER, "inquiry": fake.INQUIRY},
+    }
     return {n: replace(module.Config(), **always, **own.get(n, {})) for n, module in plugins("kd.methods").items()}
 
 

@@ -17,7 +17,7 @@ from kd.blocks.position import place_code, sine_code
 from kd.methods.icd import Assistant, Config, Loss
 from tests.kd import fake
 
-SMALL = DecoderConfig(width=8, heads=2)
+SMALL = fake.DECODER
 ASKING = Asking(classes=3, fakes=5, most=300, jitter=0.3, purpose="test")
 
 

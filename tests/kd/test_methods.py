@@ -25,6 +25,8 @@ from tests.kd.detecting import detector as tiny
 
 METHODS = plugins("kd.methods")
 every_method = pytest.mark.parametrize("module", METHODS.values(), ids=METHODS.keys())
+TAUGHT = {name: module for name, module in METHODS.items() if module.Config().taught}
+every_taught_method = pytest.mark.parametrize("module", TAUGHT.values(), ids=TAUGHT.keys())
 
 # A frozen random teacher module is another function than the student's: equal c5 do not mean equal tokens.
 # A generator restores what was masked, and errs.
@@ -32,8 +34,8 @@ SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
     "mgd": mgd.Config(share=0.0, layers=0),
     "mkd": mkd.Config(zeta=0.0),
-    "icd": icd.Config(values="shared"),
-    "hmkd": hmkd.Config(small=hmkd.Small(values="shared")),
+    "icd": icd.Config(values="shared", decoder=fake.DECODER),
+    "hmkd": hmkd.Config(small=hmkd.Small(values="shared"), decoder=fake.DECODER, inquiry=fake.INQUIRY),
 }
 # What a method cannot be without: a classifier's weights.
 USUAL: dict[str, Callable[[], MethodConfig]] = {
@@ -41,8 +43,12 @@ USUAL: dict[str, Callable[[], MethodConfig]] = {
 }
 # Statistics over the batch cannot be had in parts; the cluster test below compares them over ranks.
 DIVISIBLE: dict[str, MethodConfig] = {"pkd": pkd.Config(statistics="image"), "hkd": hkd.Config(scale="none")}
-# Terms divided by a moving average begin at 1, whatever the teacher.
-PLAIN: dict[str, MethodConfig] = {"hkd": hkd.Config(scale="none")}
+# Terms divided by a moving average begin at 1, whatever the teacher. A decoder of 256 channels is slow.
+PLAIN: dict[str, MethodConfig] = {
+    "hkd": hkd.Config(scale="none"),
+    "icd": icd.Config(decoder=fake.DECODER),
+    "hmkd": hmkd.Config(decoder=fake.DECODER, inquiry=fake.INQUIRY),
+}
 # Without boxes there are no positions near them, or none that answer for them.
 NEAR_OBJECTS = {"fgfi", "zoominnet", "hinton", "ld", "clsd", "icd"}
 # An assistant whose width must fit the narrow taps of these tests.
@@ -61,7 +67,9 @@ def build(module: ModuleType, config: MethodConfig | None = None, teacher: fake.
 
 def usual(module: ModuleType) -> MethodConfig:
     name = short_name(module)
-    return PLAIN[name] if name in PLAIN else USUAL.get(name, module.Config)()
+    if name in PLAIN:
+        return PLAIN[name]
+    return USUAL[name]() if name in USUAL else module.Config()
 
 
 def adviser(
@@ -70,12 +78,13 @@ def adviser(
     """A new assistant of the method, if it has one."""
     if not hasattr(module, "Assistant"):
         return None
-    return module.Assistant(config or NARROW.get(short_name(module), module.Config()), fake.pair(teacher=teacher))
+    return module.Assistant(config or NARROW.get(short_name(module), usual(module)), fake.pair(teacher=teacher))
 
 
 def imitation(terms: dict[str, Tensor]) -> float:
-    """The sum of the terms that compare with the teacher, not with labels or an assistant."""
-    return sum(term.item() for name, term in terms.items() if name not in ("cls", "box"))
+    """The sum of the terms that compare maps, or of all of a method that has none."""
+    maps = [term for name, term in terms.items() if name not in ("cls", "box")]
+    return sum(term.item() for term in maps or terms.values())
 
 
 def short_name(module: ModuleType) -> str:
@@ -119,11 +128,9 @@ def test_the_student_and_every_parameter_are_moved(module: ModuleType, boxes: in
     assert dead == []
 
 
-@every_method
+@every_taught_method
 def test_a_student_that_equals_its_teacher_is_not_moved(module: ModuleType) -> None:
     """In gradient, not in value: a cross-entropy has the target's entropy as its floor."""
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     config = SYMMETRIC.get(short_name(module))
     method, assistant = build(module, config), adviser(module, config)
     teacher = fake.taps(2, 1)
@@ -227,22 +234,39 @@ def test_shares_of_two_halves_sum_to_the_loss_of_the_whole(module: ModuleType, w
     torch.testing.assert_close(halves[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
-def feat(terms: dict[str, Tensor]) -> float:
-    """The feature term, or all of a method that has none."""
-    return terms.get("feat", torch.stack(list(terms.values())).sum()).item()
+ASSISTED = {name: module for name, module in METHODS.items() if hasattr(module, "Assistant")}
 
 
-@every_method
+@pytest.mark.parametrize("module", ASSISTED.values(), ids=ASSISTED.keys())
+@pytest.mark.parametrize("boxes", [0, 2])
+def test_an_assistants_shares_sum_to_its_loss_of_the_whole(module: ModuleType, boxes: int) -> None:
+    """And so do their gradients: two ranks learn what one would."""
+    detector, student, teacher = fake.FakeDetector(), fake.taps(3, 1), fake.taps(3, 2)
+    assistant = adviser(module)
+    assert assistant is not None
+    parameters = [p for p in assistant.parameters() if p.requires_grad]
+
+    def learnt(part: slice) -> tuple[float, list[Tensor]]:
+        batch = fake.batch(len(range(3)[part]), boxes, totals=3, first=part.start)
+        seen = fake.scene(fake.rows(student, part), fake.rows(teacher, part), batch, detector)
+        loss = assistant.loss(assistant.advise(assistant.watch(seen), seen), seen)
+        return loss.item(), list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+
+    (whole, expected), (one, first), (other, second) = map(learnt, (slice(0, 3), slice(0, 1), slice(1, 3)))
+    assert one + other == pytest.approx(whole, rel=1e-4)
+    gap = torch.cat([(a + b - c).flatten() for a, b, c in zip(first, second, expected, strict=True)])
+    assert gap.norm() < 1e-4 * torch.cat([x.flatten() for x in expected]).norm()
+
+
+@every_taught_method
 def test_the_loss_changes_when_the_teachers_images_are_shuffled(module: ModuleType) -> None:
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     method, detector, batch, assistant = build(module), fake.FakeDetector(), fake.batch(3), adviser(module)
     student = fake.taps(3, 1)
     # A student near its teacher: for two unrelated ones a shuffle would be no worse.
     teacher = Taps(student.c5, tuple(x + 0.1 * torch.randn_like(x) for x in student.pyramid))
-    right = feat(fake.run(method, student, teacher, batch, detector, assistant))
+    right = imitation(fake.run(method, student, teacher, batch, detector, assistant))
     turned = fake.rows(teacher, [2, 0, 1])
-    wrong = feat(fake.run(method, student, turned, batch, detector, assistant))
+    wrong = imitation(fake.run(method, student, turned, batch, detector, assistant))
     if short_name(module) in SYMMETRIC:
         assert wrong != pytest.approx(right, rel=1e-3)
     else:
@@ -255,10 +279,8 @@ def test_parameters_live_in_sub_modules(module: ModuleType) -> None:
     assert list(build(module, teacher=fake.wider()).parameters(recurse=False)) == []
 
 
-@every_method
+@every_taught_method
 def test_pyramids_of_different_depth_are_refused(module: ModuleType) -> None:
-    if not module.Loss.reads:
-        pytest.skip("it reads nothing of the teacher")
     shapes = replace(fake.SHAPES, strides=(8, 16))
     maker = getattr(module, "Assistant", module.Loss)
     with pytest.raises(ValueError, match=r"strides \(8, 16, 32\).*\(8, 16\)"):
@@ -288,7 +310,7 @@ def test_a_doubled_teacher_teaches_a_student(kind: ModuleType, module: ModuleTyp
     outputs = student.predict(taps.pyramid, batch.geometry, sampling=batch)
     advice = Advice(student, student.predict(taps.detach().pyramid, batch.geometry, outputs.proposals or None))
     if hasattr(module, "Assistant"):
-        assistant = module.Assistant(module.Config(), pair)
+        assistant = module.Assistant(usual(module), pair)
         seen = replace(fake.scene(taps, aligned, batch, student), proposals=outputs.proposals or None)
         advice = assistant.advise(assistant.watch(seen), seen).detach()
     if method.needs_head:
