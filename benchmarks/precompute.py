@@ -51,7 +51,7 @@ def main() -> None:
     split, key, live = prepare(options)
     folder, batches = options.storage / "filling", assembled(split, key)
     with Assembled(split, 2, initializer=give_way) as pixels:
-        ahead = AheadOfWriting(pixels, live, torch.device("cpu"), options.threads)
+        ahead = AheadOfWriting(pixels, live, torch.device("cpu"))
         acts: dict[str, Callable[[], object]] = {
             "bare": lambda: [live(batch) for batch in batches],
             "filling": lambda: fill(folder, key, split, lambda writer: ahead.fill(writer, writer.shards)),

@@ -49,7 +49,7 @@ def main() -> None:
     setup, split = prepare(preset, options)
     shutil.rmtree(setup.storage / "caches", ignore_errors=True)
     print("building the cache", flush=True)
-    seconds = fill_cache(setup, lambda writer, split, live: ahead(writer, split, live, options.threads))
+    seconds = fill_cache(setup, ahead)
     written = sum(path.stat().st_size for path in (setup.storage / "caches").rglob("*") if path.is_file())
     content = {
         "method": options.method, "codec": options.codec, "threads": options.threads, "cores": os.cpu_count(),
@@ -106,10 +106,10 @@ def prepare(preset: Preset, options: argparse.Namespace) -> tuple[Setup, Split]:
     return setup, split
 
 
-def ahead(writer: CacheWriter, split: Split, live: LiveTeacher, threads: int) -> None:
+def ahead(writer: CacheWriter, split: Split, live: LiveTeacher) -> None:
     """Fill the cache as an actor does."""
     with Assembled(build.Split(dataset=split.dataset, views=split.views), 2, initializer=give_way) as pixels:
-        filler = AheadOfWriting(pixels, live, torch.device("cpu"), threads)
+        filler = AheadOfWriting(pixels, live, torch.device("cpu"))
         filler.fill(writer, list(writer.pending()))
         filler.close()
 

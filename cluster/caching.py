@@ -150,7 +150,7 @@ class ShardWriter:
         loaded.detector.to(device)
         live = build.live_teacher(loaded, student, build.stored_of(config, settings))
         assembled = Assembled(train, settings.factor, initializer=give_way)
-        self._ahead = AheadOfWriting(assembled, live, device, config.resources.threads)
+        self._ahead = AheadOfWriting(assembled, live, device)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._ahead.fill(self._writer, [self._writer.shards[int(number)] for number in rows["shard"]])

@@ -50,8 +50,10 @@ class Forecast:
 
     @property
     def best(self) -> Offer:
-        """What saves most; of equals the smallest."""
-        return max(self.offers, key=lambda offer: (not offer.fits, round(offer.net, 4), -offer.bytes))
+        """Of those that fit: what saves most, and of what saves as much to a hundredth the smallest."""
+        fitting = [offer for offer in self.offers if not offer.fits] or list(self.offers)
+        most = max(offer.net for offer in fitting)
+        return min((o for o in fitting if o.net >= most - 0.01 * abs(most)), key=lambda offer: offer.bytes)
 
 
 def forecast(config: RunConfig, teacher: str, students: int = 1) -> Forecast:
