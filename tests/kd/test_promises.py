@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data_sharding.batch import Batch, Taps
-from data_sharding.codecs import codec, stack
+from data_sharding.batch import Batch, StoredTaps
+from data_sharding.codecs import StoredTap, codec, stack
 from data_sharding.world import World
 from kd import student as student_files
 from kd.methods.base import Assistant, Method
@@ -43,7 +43,7 @@ def build(name: str) -> runs.Parts:
     return runs.build(run_of(name), World())
 
 
-def step(parts: runs.Parts, batch: Batch, cached: Taps | None = None) -> StepReport:
+def step(parts: runs.Parts, batch: Batch, cached: StoredTaps | None = None) -> StepReport:
     """One optimizer step, from the live teacher or from taps that travel with the batch."""
     live = parts.teachers["big"]
     assert isinstance(live, LiveTeacher)
@@ -52,11 +52,11 @@ def step(parts: runs.Parts, batch: Batch, cached: Taps | None = None) -> StepRep
     return train_step(parts.engine, [given], teachers, parts.assistants, runs.ADAMW, 0, World(), parts.clock)
 
 
-def stored(x: Tensor) -> Tensor:
-    """(B, C, h, w) through the bytes of an fp32 cache, with the strides of what is read from one."""
+def stored(x: Tensor) -> StoredTap:
+    """(B, C, h, w) as it travels from an fp32 cache."""
     dense = codec("fp32")
     encoded = [dense.encode(one, level="p") for one in x]
-    return stack(dense, encoded, (x.shape[1], x.shape[2], x.shape[3]), level="p").maps()
+    return stack(dense, encoded, (x.shape[1], x.shape[2], x.shape[3]), level="p")
 
 
 @every_method
@@ -65,7 +65,7 @@ def test_a_cache_of_the_declared_taps_teaches_what_the_live_teacher_teaches(name
     live, cached = build(name), build(name)
     batch, teacher = runs.images_of(0), live.teachers["big"]
     taps = only(teacher(batch), plugin("kd.methods", name).Loss.reads)
-    kept = Taps(None if taps.c5 is None else stored(taps.c5), tuple(stored(x) for x in taps.pyramid))
+    kept = StoredTaps(None if taps.c5 is None else stored(taps.c5), tuple(stored(x) for x in taps.pyramid))
     assert step(cached, batch, kept).losses == step(live, batch).losses
     assert runs.same(cached.engine.student_state(), live.engine.student_state())
     assert torch.equal(runs.weights(cached.assistants), runs.weights(live.assistants))
