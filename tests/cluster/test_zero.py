@@ -63,6 +63,8 @@ METHODS: dict[str, Mapping[str, MethodConfig]] = {
     "pkd by image": {"pkd": pkd.Config(statistics="image")},
 }
 METHODS |= {name: {name: config} for name, config in runs.every_method().items() if name not in METHODS}
+# The gradient of CLSD's box term jumps where a sampled place passes from pixel to pixel, which rounding decides.
+METHODS["clsd"] = {"clsd": replace(METHODS["clsd"]["clsd"], loc=0.0)}
 
 
 @pytest.mark.parametrize(
