@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_sharding.batch import Batch, Outputs, Taps
+from data_sharding.batch import Batch, Outputs, StoredTaps, Taps
 from data_sharding.world import World
 from kd.blocks.align import Rule
 from kd.clock import Clock
@@ -19,6 +19,7 @@ from kd.step import global_totals
 from kd.teacher import CachedTeacher, LiveTeacher, TeacherHead
 from tests.kd import fake, runs
 from tests.kd.detecting import every_detector, name_of
+from tests.kd.test_teacher import stored
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,8 @@ def test_the_head_answers_on_the_students_grid_of_the_students_proposals(module:
 @every_detector
 def test_cached_taps_give_the_same_answers(module: ModuleType) -> None:
     teacher, head, batch, taps, proposals = taught(name_of(module))
-    cached = CachedTeacher("big", teacher.shapes)(replace(batch, cached={"big": taps}))
+    travelling = StoredTaps(None, tuple(stored("fp32", x) for x in taps.pyramid))
+    cached = CachedTeacher("big", teacher.shapes)(replace(batch, cached={"big": travelling}))
     assert equal(head(cached, batch.geometry, proposals), head(teacher(batch), batch.geometry, proposals))
 
 
