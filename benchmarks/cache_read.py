@@ -13,9 +13,10 @@ sparse codecs differ in the two. Columns:
     verified  mapped, and every sample's checksum compared on every read
     p50, p99  of one sample at a time, mapped; the goal is p99 <= 3 p50
 
-All but p50 and p99 are samples per second as a multiple of the copy's: medians over rounds. Rounds are stored one
-contestant at a time; the same command goes on where it was stopped. Peers that are not installed are named; they go
-into an environment of their own (benchmarks/peers.txt says how):
+All but p50 and p99 are samples per second as a multiple of the copy's: medians over rounds. `by CPU` is the same of
+processor time, and of the reading thread's for p99/p50: what other programs on the machine do not add to. Rounds are
+stored one contestant at a time; the same command goes on where it was stopped. Peers that are not installed are named;
+they go into an environment of their own (benchmarks/peers.txt says how):
 
     /somewhere/peers/bin/python -m benchmarks.cache_read --rounds 9
 """
@@ -36,9 +37,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cache_read_data import Case, Stored, cases, dense_bytes, make
-from benchmarks.cache_read_pass import Contestant, Copy, Library, Ours, Rows, forget, names, run
+from benchmarks.cache_read_pass import RING, Contestant, Copy, Library, Ours, Rows, forget, names, run
 from benchmarks.cache_read_peers import PEERS
 from benchmarks.store import Store, fingerprint
+from data_sharding.cache_key import CACHE_FORMAT
 
 ROOT = Path(__file__).parent.parent
 CANVAS = {"above": (768, 1408), "below": (256, 256)}
@@ -56,8 +58,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cache = last_level_cache()
     for size in options.sizes:
-        path = options.results or ROOT / "benchmarks" / "results" / f"cache_read_{size}.json"
-        store = Store(path, fingerprint((CANVAS[size], BATCH[size], LEAST, ONE_BY_ONE, cache)))
+        settings = (CANVAS[size], BATCH[size], LEAST, ONE_BY_ONE, RING, cache, CACHE_FORMAT, str(torch.__version__))
+        store = Store(options.results / f"cache_read_{size}.json", fingerprint(settings))
         if not options.show:
             measure(size, cache, options, store)
         print_table(f"{size} the last-level cache of {cache / 2**20:.0f} MiB", store.read()["rows"])
@@ -69,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="contestants whose name holds this")
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "cache_read", help="some 10 GB on a local disk")
-    parser.add_argument("--results", type=Path, help="default benchmarks/results/cache_read_<size>.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="a folder")
     parser.add_argument("--show", action="store_true", help="only print what is stored")
     return parser.parse_args()
 
@@ -194,7 +196,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in sorted(measured, key=lambda n: -_median(measured[n], "mapped")):
         table.add_row(name, *_cells(name, of))
     for name, found in of.items():
-        if "missing" in found[0]:
+        if name not in measured and "missing" in found[0]:
             table.add_row(name, found[0]["missing"])
     copies = [row["copy ms"] for found in measured.values() for row in found]
     loads = [row["load"] for found in measured.values() for row in found]

@@ -6,8 +6,7 @@ copied into the sample's row of a batch buffer, as our reader's is, unless the l
 
 import importlib
 import importlib.util
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +85,7 @@ class HfDatasets(Peer):
     name, module, package = "datasets (arrow)", "datasets", "datasets"
 
     def write(self, samples: Sequence[np.ndarray]) -> None:
-        self._save([sample.tobytes() for sample in samples], self.library.Value("large_binary"))
+        self._save([pa.array([sample.tobytes()], pa.large_binary()) for sample in samples])
 
     def open(self) -> None:
         self.rows = self.library.load_from_disk(str(self.folder / "set")).with_format("arrow")
@@ -97,20 +96,10 @@ class HfDatasets(Peer):
         start, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]
         np.copyto(out, np.frombuffer(data, np.uint8)[start:end])
 
-    def _save(self, values: Sequence[object], feature: object) -> None:
-        def generate() -> Iterator[dict[str, object]]:
-            for value in values:
-                yield {"feat": value}
-
+    def _save(self, chunks: Sequence[pa.Array]) -> None:
         self.library.disable_progress_bars()
-        made = self.library.Dataset.from_generator(
-            generate,
-            features=self.library.Features({"feat": feature}),
-            cache_dir=str(self.folder / "tmp"),
-            writer_batch_size=8,
-        )
-        made.save_to_disk(str(self.folder / "set"))
-        shutil.rmtree(self.folder / "tmp")
+        table = self.library.table.InMemoryTable(pa.table({"feat": pa.chunked_array(chunks)}))
+        self.library.Dataset(table).save_to_disk(str(self.folder / "set"))
 
 
 class HfTorch(HfDatasets):
@@ -119,8 +108,8 @@ class HfTorch(HfDatasets):
     name = "datasets (torch)"
 
     def write(self, samples: Sequence[np.ndarray]) -> None:
-        values = [sample.view(np.float16) for sample in samples]
-        self._save(values, self.library.Sequence(self.library.Value("float16"), length=len(values[0])))
+        values = [pa.array(sample.view(np.float16), pa.float16()) for sample in samples]
+        self._save([pa.FixedSizeListArray.from_arrays(one, len(one)) for one in values])
 
     def open(self) -> None:
         found = self.library.load_from_disk(str(self.folder / "set"))

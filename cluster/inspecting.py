@@ -77,10 +77,11 @@ def verified(found: Found) -> list[Damage]:
 def read_rows(found: Found) -> list[dict[str, object]]:
     """What a verification that found nothing has read."""
     shards = found.manifest["shards"]
+    beside = f"{MANIFEST}, {INDEX}, {'key.json' if found.kind == 'teacher cache' else 'report and plan'}, any receipts"
     return [
         {"what": "shards", "value": f"{len(shards)} files, {sum(s['bytes'] for s in shards)} bytes: as written"},
         {"what": "samples", "value": f"{len(found.index['row'])}, each by its own checksum: as written"},
-        {"what": "beside them", "value": f"{MANIFEST}, {INDEX}, key or plan, receipts: as written"},
+        {"what": "beside them", "value": f"{beside}: as written"},
     ]
 
 

@@ -23,13 +23,12 @@ from data_sharding.datasets.base import DatasetPlugin, Source
 from data_sharding.files import stamped, write_atomically
 from data_sharding.keyed import uniforms
 from data_sharding.pack_reading import THREADS, RecordReader
-from data_sharding.pack_resuming import is_whole, read_plan, read_receipt
+from data_sharding.pack_resuming import PLAN, is_whole, read_plan, read_receipt
 from data_sharding.problems import REPORT, BadImage, Problem, Problems, report
 from data_sharding.record import RECORD_VERSION, Category
 from data_sharding.record_codec import SCHEMA, encode
 from data_sharding.shards import FORMAT, INDEX, INDEX_SCHEMA, MANIFEST, PackedDataset, Shard, manifest_uid
 
-PLAN = "pack.json"
 RECEIPTS = "receipts"
 SHARD_BYTES = 64 << 20
 

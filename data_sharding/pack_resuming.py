@@ -6,6 +6,8 @@ from typing import Any
 
 from data_sharding.files import STAMP, hash_of, unstamped
 
+PLAN = "pack.json"
+
 
 def read_plan(path: Path) -> dict[str, Any]:
     """What the pack in this folder was begun with. ValueError where that has changed."""

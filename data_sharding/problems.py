@@ -12,10 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
+
+from data_sharding.files import STAMP
+
 OnBad = Literal["stop", "skip"]
 Costs = Literal["split", "image", "annotation", "nothing"]
 REPORT = "problems.json"
 _FIRST = 10
+_OPEN = b"{\n"
 
 
 class BadImage(ValueError):
@@ -104,13 +109,26 @@ def report(split: str, on_bad: OnBad, found: Iterable[Problem]) -> bytes:
     }
     lines = ",".join(f"\n  {json.dumps(asdict(p))}" for p in listed)
     start = json.dumps(head, indent=1).removesuffix("\n}")
-    return f'{start},\n "problems": [{lines}]\n}}\n'.encode()
+    content = f'{start},\n "problems": [{lines}]\n}}\n'.encode()
+    return _stamp(content) + content.removeprefix(_OPEN)
+
+
+def checked_report(content: bytes) -> dict[str, Any]:
+    """A report out of its file's bytes. ValueError where one of them has changed."""
+    stamp, rest = content[: len(_stamp(b""))], _OPEN + content[len(_stamp(b"")) :]
+    if stamp != _stamp(rest):
+        raise ValueError(f"its first line should give the hash of the rest, {_stamp(rest).decode().split()[-1]}")
+    return json.loads(rest)
+
+
+def _stamp(content: bytes) -> bytes:
+    return _OPEN + f' "{STAMP}": "{xxhash.xxh3_128_hexdigest(content)}",\n'.encode()
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report of a packed split. Raises ValueError where it is missing or damaged; packing again writes it anew."""
     path = folder / REPORT
     try:
-        return json.loads(path.read_bytes())
+        return checked_report(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); pack again: it is written anew") from error

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data_sharding.pack_resuming import read_plan
+from data_sharding.pack_resuming import PLAN, read_plan
+from data_sharding.problems import REPORT, checked_report
 from data_sharding.record_codec import SCHEMA, decode
 from data_sharding.remote import is_url
 from data_sharding.shards import ShardCorrupt, read_index, read_manifest
@@ -54,8 +55,16 @@ def damages(place: Place, progress: Progress) -> Iterator[Damage]:
         done += shard["bytes"]
         progress(done, total)
     yield from place.receipts({shard["name"]: shard for shard in manifest["shards"]})
-    if not is_url(place.location) and (Path(place.location) / "pack.json").exists():
-        yield from _of_plan(Path(place.location) / "pack.json", manifest)
+    report = place.read(REPORT)
+    if isinstance(report, Damage):
+        yield report
+    else:
+        try:
+            checked_report(report)
+        except ValueError as error:
+            yield Damage(file=REPORT, what=str(error))
+    if not is_url(place.location) and (Path(place.location) / PLAN).exists():
+        yield from _of_plan(Path(place.location) / PLAN, manifest)
 
 
 def _of_shard(

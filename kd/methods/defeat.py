@@ -45,6 +45,8 @@ class Config(MethodConfig):
 
 
 class Loss(Method):
+    needs_head = True
+
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         usual = 2.0 if pair.student.family == "two_stage" else 0.0

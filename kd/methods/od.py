@@ -36,6 +36,8 @@ class Config(MethodConfig):
 
 
 class Loss(Method):
+    needs_head = True
+
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         self.config, self.needs_head = config, bool(config.soft or config.box)

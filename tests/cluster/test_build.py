@@ -21,6 +21,7 @@ from data_sharding.loader import evaluation_batches
 from data_sharding.world import World
 from kd import student
 from kd.detectors.base import Detections
+from kd.methods import fitnet, hinton
 from kd.methods.base import PyramidAssistant
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher
@@ -182,6 +183,32 @@ def test_an_assistant_may_have_a_head_of_the_students_make(tmp_path: Path) -> No
     assert own is not student
     mine, its = ({n: p.shape for n, p in d.named_parameters() if n.startswith("head.")} for d in (own, student))
     assert mine == its
+
+
+def test_a_lesson_that_asks_the_teachers_head_gets_it_and_keeps_no_more(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"))
+    config = replace(config, distill={"hinton": hinton.Config(), "fitnet": fitnet.Config()})
+    train = packing.pack_splits(config)["train"]
+    student = build.build_student(config, 10)
+    teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
+    assert config.teachers[0].cache
+    lessons = build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu")).lessons
+    head = lessons["hinton"][0].head
+    assert head is not None
+    assert lessons["fitnet"][0].head is None
+    assert {name.partition(".")[0] for name, _ in head._head.named_parameters()} == {"head"}
+
+
+def test_a_teacher_whose_answers_are_of_other_places_is_refused_by_both_names(tmp_path: Path) -> None:
+    config = recipe(tmp_path, save_teacher(tmp_path / "weights"), **{"student.point_offset": 0.5})
+    config = replace(config, distill={"hinton": hinton.Config()})
+    train = packing.pack_splits(config)["train"]
+    student = build.build_student(config, 10)
+    teachers = {"teacher": build.load_teacher(config.teachers[0], train.categories)}
+    with pytest.raises(
+        ValueError, match=r"student's places are fcos, point_offset 0.5.*teacher's fcos, point_offset 0.0"
+    ):
+        build.build_lessons(config, student.shapes, teachers, World(), torch.device("cpu"))
 
 
 def test_the_cache_key_names_what_decides_its_bytes(tmp_path: Path) -> None:

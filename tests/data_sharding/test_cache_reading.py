@@ -16,6 +16,7 @@ from data_sharding.cache_batch import CHUNK
 from data_sharding.cache_buffers import BatchBuffers
 from data_sharding.cache_key import CacheKey
 from data_sharding.cache_pages import MADV_POPULATE_READ, Pages, madvise
+from data_sharding.cache_rows import ShardCorrupt
 from data_sharding.loader import Loader, order_of
 from data_sharding.shards import PackedDataset
 from data_sharding.teacher_cache import TeacherCache
@@ -229,3 +230,27 @@ def test_the_hash_of_a_copy_is_that_of_the_sample_which_the_writer_took(
     for view in range(2):
         positions = one_canvas(views, view)
         assert all(torch.isfinite(x).all() for x in read(cache, positions, [view] * len(positions)))
+
+
+@pytest.mark.parametrize("part", ["scales", "masks", "values"])
+def test_bytes_that_change_after_a_row_was_read_are_noticed_where_every_read_is_checked(
+    tmp_path: Path, dataset: PackedDataset, views: ViewTable, part: str
+) -> None:
+    key = tiny_key(dataset, views, codecs=("sparse_position", "int8_channel", "sparse_channel"), enlarged=1.2)
+    write(tmp_path, key, dataset, views)
+    cache = TeacherCache.open(tmp_path, key, verify="always")
+    for position in range(len(dataset)):
+        (line,) = cache._lines([position], [0])
+        (row,), path = cache._rows([line]), Path(cache.files[cache._places[line][0]].path)
+        content, stretch = bytearray(path.read_bytes()), getattr(row, part)
+        if content.count(stretch.tobytes()) != 1:
+            continue  # not of this sample alone
+        cache.read([position], [0])
+        content[content.find(stretch.tobytes()) + len(stretch) // 2] ^= 4
+        with path.open("r+b") as opened:  # the file that is mapped, not a new one of its name
+            opened.write(content)
+        with pytest.raises(ShardCorrupt, match="expected xxh3_64") as caught:
+            cache.read([position], [0])
+        assert caught.value.key == (int(dataset.image_ids[position]), 0)
+        return
+    pytest.fail("no sample has such bytes")

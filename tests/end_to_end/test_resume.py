@@ -1,4 +1,5 @@
-"""Whatever is killed: the same command again ends in the same weights, and no metric is lost or doubled."""
+"""Whatever is killed: the same command again ends in the same weights, and no metric is lost or doubled. The run that
+is killed reads its teacher cache from elsewhere, which changes nothing."""
 
 import json
 import os
@@ -66,7 +67,8 @@ def losses_of(folder: Path) -> list[float]:
 @pytest.mark.cluster
 def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undisturbed_one(storage: Path) -> None:
     log, folder = storage / "log", storage / "disturbed"
-    disturbed = command("train", "digits_scalekd", *settings(storage, "disturbed", storage / "weights"))
+    far = [f"resources.caches=file://{storage / 'far'}", f"resources.staging={storage / 'copies'}"]  # else the same
+    disturbed = command("train", "digits_scalekd", *settings(storage, "disturbed", storage / "weights"), *far)
     train_and_kill(disturbed, folder, 5, log)
     assert run(disturbed, log) == 0, log.read_text()
 
@@ -76,6 +78,9 @@ def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undistur
     assert facts[0]["metrics"] == facts[1]["metrics"]
     assert steps_of(folder) == list(range(STEPS))
     assert losses_of(storage / "undisturbed") == losses_of(folder)
+    shards = {path.name for path in (storage / "far").glob("*/v*/*.arrow")}
+    assert shards
+    assert {path.name.partition("-")[2] for path in (storage / "copies").glob("*.arrow")} <= shards
 
     # Started a third time it is finished; with another recipe under the same name it is refused.
     assert run(disturbed, log) == 0

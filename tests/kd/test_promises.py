@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_sharding.batch import Batch, Taps
-from data_sharding.codecs import codec
+from data_sharding.codecs import codec, stack
 from data_sharding.world import World
 from kd import student as student_files
 from kd.methods.base import Assistant, Method
@@ -54,11 +54,9 @@ def step(parts: runs.Parts, batch: Batch, cached: Taps | None = None) -> StepRep
 
 def stored(x: Tensor) -> Tensor:
     """(B, C, h, w) through the bytes of an fp32 cache, with the strides of what is read from one."""
-    (count, channels, height, width), dense = x.shape, codec("fp32")
-    out = torch.empty(count, height * width, channels)
-    for one, rows in zip(x, out, strict=True):
-        dense.decode_into(dense.encode(one, level="p"), rows, level="p")
-    return out.view(count, height, width, channels).permute(0, 3, 1, 2)
+    dense = codec("fp32")
+    encoded = [dense.encode(one, level="p") for one in x]
+    return stack(dense, encoded, (x.shape[1], x.shape[2], x.shape[3]), level="p").maps()
 
 
 @every_method
