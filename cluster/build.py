@@ -26,6 +26,7 @@ from kd.assistants import AssistantTrainer
 from kd.class_rows import choose
 from kd.detectors.base import Detector, Shapes
 from kd.distiller import Lesson
+from kd.inherit import inherit
 from kd.methods.base import Method, MethodConfig, Pair
 from kd.plugins import plugin
 from kd.teacher import LiveTeacher, TeacherHead, aligned_shapes, all_reads
@@ -85,6 +86,15 @@ def build_student(config: RunConfig, num_classes: int) -> Detector:
     """The student with its first weights: a function of recipe and seed, whatever else the run holds."""
     with _own_randomness(config.seed, "student"):
         return plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+
+
+def begin_as_taught(student: Detector, teachers: Mapping[str, LoadedTeacher]) -> None:
+    """Give the student what it inherits from its teachers, before its first step; ConfigError where shapes differ."""
+    for teacher in teachers.values():
+        try:
+            inherit(student, teacher.detector, teacher.config.inherit)
+        except ValueError as error:
+            raise ConfigError(f"teachers: {teacher.config.name!r}: {error}") from None
 
 
 def _new_student(config: RunConfig, num_classes: int) -> Detector:

@@ -28,6 +28,7 @@ def require_fitting_pairs(config: RunConfig, categories: tuple[Category, ...]) -
     student = build.build_student(config, len(categories)).eval()
     for teacher in config.teachers if config.taught else ():
         loaded = build.load_teacher(teacher, categories)
+        build.begin_as_taught(student, {teacher.name: loaded})
         try:
             _try(config, student, loaded)
         except (ValueError, RuntimeError) as error:

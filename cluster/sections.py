@@ -32,6 +32,8 @@ class TeacherConfig:
     """How a 2x teacher's pyramid comes to the student's grid: level l+1 at level l, or pooled."""
     weight: float = 1.0
     """Multiplies all that is learnt from this teacher."""
+    inherit: tuple[Literal["neck", "head"], ...] = ()
+    """Parts of the student that begin as this teacher's, which must have the same shapes there."""
     cache: bool = True
     """Read the taps from the cache on disk; false: run the teacher in every step."""
     codec: CodecName = "fp16"

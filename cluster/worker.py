@@ -92,6 +92,7 @@ class Worker:
         self.student = build.build_student(self.config, len(self.categories)).to(device)
         self.replica = build.build_student(self.config, len(self.categories)).to(device).eval()
         self.staff = open_teachers(self.config, self.student.shapes, self.train, device)
+        build.begin_as_taught(self.student, self.staff.loaded)
         taught = build.build_lessons(self.config, self.student.shapes, self.staff.loaded, world, device)
         self.assistants = taught.assistants
         self.distiller = Distiller(self.student, taught.lessons).to(device)

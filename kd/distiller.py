@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.assistants import AssistantTrainer
+from kd.calibration import Calibration
 from kd.clock import Clock
 from kd.detectors.base import Detector
 from kd.methods.base import Advice, Assistant, Method, MethodConfig, Scene
@@ -63,6 +64,10 @@ class Distiller(nn.Module):
         self.lessons = {name: lesson for name, (lesson, _) in lessons.items()}
         # A module's name may not hold a dot; lessons of several teachers hold a slash, which is fine.
         self.methods = nn.ModuleDict({name: method for name, (_, method) in lessons.items()})
+        configs = {name: lesson.config for name, lesson in self.lessons.items()}
+        self.calibrations = nn.ModuleDict(
+            {name: Calibration(c.share, c.share_steps) for name, c in configs.items() if c.share is not None}
+        )
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What the student's and the methods' losses divide by, of one micro-batch."""
@@ -83,7 +88,8 @@ class Distiller(nn.Module):
         moment: Moment,
     ) -> dict[str, Tensor]:
         """Named shares of the global batch's loss: `task/...` and `kd/<lesson>/...`, to be summed and stepped on;
-        `assistant/<lesson>` are for the log alone and carry no gradient."""
+        `assistant/<lesson>` and `raw/<lesson>` (a calibrated method before its scale) are for the log, without
+        gradient."""
         student = self.student
         images = student.normalise(batch.images, batch.geometry)
         keep = _statistics_kept(student) if moment.rehearsal else nullcontext()
@@ -112,8 +118,23 @@ class Distiller(nn.Module):
                 continue
             told = replace(advice.get(name, Advice(student)), ask=ask.get(lesson.teacher or ""))
             terms = self._method(name).losses(taps, outputs, self._taught(name, taught), batch, told)
-            losses |= {f"kd/{name}/{term}": strength * loss for term, loss in terms.items()}
+            scale: float | Tensor = strength
+            if name in self.calibrations and terms:
+                losses[f"raw/{name}"] = torch.stack(list(terms.values())).sum().detach()
+                scale = lesson.weight * lesson.config.opening(moment.progress) * self._calibration(name).scale()
+            losses |= {f"kd/{name}/{term}": scale * loss for term, loss in terms.items()}
         return losses
+
+    def calibrate(self, losses: Mapping[str, float]) -> None:
+        """After a step: what its losses, summed over the global batch, say of the scale of methods with a `share`."""
+        task = sum(value for name, value in losses.items() if name.startswith("task/"))
+        for name in self.calibrations:
+            self._calibration(name).see(task, losses.get(f"raw/{name}", 0.0))
+
+    def _calibration(self, name: str) -> Calibration:
+        found = self.calibrations[name]
+        assert isinstance(found, Calibration)
+        return found
 
     def _heads(self, taught: Mapping[str, Taps], batch: Batch, outputs: Outputs) -> dict[str, Callable[[], Outputs]]:
         """By teacher: how to ask its head, which answers once, and only if it is asked."""

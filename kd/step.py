@@ -43,11 +43,26 @@ class StepReport:
         norm = {} if self.norm is None else {"train/gradient_norm": self.norm}
         return (
             {f"loss/{name}": value for name, value in self.losses.items()}
-            | {"loss/total": sum(v for n, v in self.losses.items() if not n.startswith("assistant/"))}
+            | {"loss/total": sum(value for name, value in self.losses.items() if learnt(name))}
             | shares
+            | self._scales()
             | {f"lr/{part}": rate for part, rate in self.rates.items()}
             | norm
         )
+
+    def _scales(self) -> dict[str, float]:
+        """What every calibrated method was multiplied by."""
+        raw = {n.removeprefix("raw/"): value for n, value in self.losses.items() if n.startswith("raw/") and value}
+        own = {
+            lesson: [v for n, v in self.losses.items() if n.startswith(f"kd/{lesson}/") and not n.endswith("/head")]
+            for lesson in raw
+        }
+        return {f"scale/{lesson}": sum(own[lesson]) / value for lesson, value in raw.items()}
+
+
+def learnt(name: str) -> bool:
+    """Whether a term of the distiller's is the student's to learn, not for the log alone."""
+    return name.startswith(("task/", "kd/"))
 
 
 def train_step(
@@ -75,6 +90,7 @@ def train_step(
     except NonFiniteGradient as error:
         raise _stopped(str(error), error.here, batches, step, world) from error
     losses = _checked(sums, batches, step, world)
+    distiller.calibrate(losses)
     with clock.section("optimizer"):
         norm = engine.step()
     # DeepSpeed's way of telling it is -1.
@@ -129,7 +145,7 @@ def _learn(
             with clock.section("assistant" if rehearsal else "student"):
                 losses = engine(batch, taught[number], assistants, moment)
                 if not rehearsal:
-                    engine.backward(torch.stack([v for n, v in losses.items() if not n.startswith("assistant/")]).sum())
+                    engine.backward(torch.stack([value for name, value in losses.items() if learnt(name)]).sum())
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach().float()
     return sums

@@ -28,6 +28,10 @@ class MethodConfig:
     """Share of the schedule after which the method is off."""
     freeze: float = 0.0
     """Share of the schedule, from its beginning, in which the student's backbone is frozen."""
+    share: float | None = None
+    """Scale the method once so that its terms are this share of the task loss, whatever its `weight`; null: do not."""
+    share_steps: int = 50
+    """Steps, from the first in which the method is on, over which that scale is measured."""
 
     def __post_init__(self) -> None:
         if self.weight < 0:
@@ -37,21 +41,25 @@ class MethodConfig:
                 raise ValueError(f"{name} is a share of the schedule in [0, 1], got {getattr(self, name)}")
         if self.start >= self.stop:
             raise ValueError(f"start must be before stop, got start {self.start} and stop {self.stop}")
+        if (self.share is not None and self.share <= 0) or self.share_steps < 1:
+            raise ValueError(f"share must be > 0 or null, share_steps >= 1, got {self.share} and {self.share_steps}")
 
     def strength(self, progress: float) -> float:
         """`weight` after gate and ramp, at `progress` in [0, 1) of the schedule; 0 means: not computed."""
+        return self.weight * self.opening(progress)
+
+    def opening(self, progress: float) -> float:
+        """How far the gate is open at `progress`: 0 outside [start, stop), growing to 1 over the ramp."""
         if not self.start <= progress < self.stop:
             return 0.0
-        return self.weight * (min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0)
+        return min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0
 
     def check_weights(self, *names: str) -> None:
         """Raise ValueError unless these settings are >= 0, or None, which stands for the paper's value."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ValueError(
-                    f"{name} must be >= 0, or null for the paper's value where that is its default; got {value}"
-                )
+                raise ValueError(f"{name} must be >= 0, or null where the paper's is its default; got {value}")
 
     @property
     def taught(self) -> bool:
