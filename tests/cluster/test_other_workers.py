@@ -117,7 +117,7 @@ def test_pieces_of_any_ranks_make_the_whole(tmp_path: Path) -> None:
         assert isinstance(found, torch.Tensor)
         assert found[1 : 1 + length].tolist() == memory[start : start + length].tolist()
         assert state[shard]["step"] == 7
-    with pytest.raises(ValueError, match="4 of 5 numbers of w: a part is missing"):
+    with pytest.raises(ValueError, match="4 of 5 numbers of w: a rank's part is missing"):
         Stored(paths[:2]).require({"w": 5})
     with pytest.raises(ValueError, match=r"only one of the two has \['v'\]"):
         stored.require({"w": 5, "v": 1})

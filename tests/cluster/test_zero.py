@@ -67,7 +67,7 @@ METHODS["hkd by share"] = {"hkd": hkd.Config(scale="none")}
 WHOLE_STEPS = ("pkd", "hkd")
 """Their statistics are of whole steps: they refuse to accumulate, and have a setting without (above)."""
 KINKED = {"clsd": 1e-2}
-"""It samples pixels at the student's boxes, where the gradient jumps from pixel to pixel: rounding may cross an edge."""
+"""It samples pixels at the student's boxes: the gradient jumps from pixel to pixel, and rounding may cross an edge."""
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,8 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
 
     class Wrong:
         key = taught.cache.key
+        staging = None
+        bring = staticmethod(taught.cache.bring)
         require_same_pixels = staticmethod(taught.cache.require_same_pixels)
 
         def read(self, *args: Any, **settings: Any) -> StoredTaps:
