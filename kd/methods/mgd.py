@@ -26,7 +26,7 @@ DEFAULTS = {"one_stage": (2e-5, 0.65), "two_stage": (5e-7, 0.45)}
 class Config(MethodConfig):
     alpha: float | None = None
     """Weight of the squared error, summed over channels and cells; None: the paper's for the student's family."""
-    share: float | None = None
+    masked: float | None = None
     """Share of the cells that are masked (the paper's lambda), in [0, 1); None: the paper's."""
     layers: int = 2
     """3x3 convolutions of the generator; 0: none, the masked map itself."""
@@ -34,8 +34,8 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("alpha")
-        if self.share is not None and not 0 <= self.share < 1:
-            raise ValueError(f"share must be in [0, 1), or null for the paper's value, got {self.share}")
+        if self.masked is not None and not 0 <= self.masked < 1:
+            raise ValueError(f"masked must be in [0, 1), or null for the paper's value, got {self.masked}")
         if self.layers < 0:
             raise ValueError(f"layers must be >= 0, got {self.layers}")
 
@@ -43,8 +43,8 @@ class Config(MethodConfig):
 class Loss(Method):
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
-        chosen = zip((config.alpha, config.share), DEFAULTS[pair.student.family], strict=True)
-        self.alpha, self.share = (default if own is None else own for own, default in chosen)
+        chosen = zip((config.alpha, config.masked), DEFAULTS[pair.student.family], strict=True)
+        self.alpha, self.masked = (default if own is None else own for own, default in chosen)
         levels = same_levels(pair.student.strides, pair.teacher.strides)
         self.match = MatchChannels(pair.student.pyramid_channels, pair.teacher.pyramid_channels, levels)
         self.generators = nn.ModuleList(Generator(pair.teacher.pyramid_channels, config.layers) for _ in range(levels))
@@ -53,7 +53,7 @@ class Loss(Method):
         if not self.alpha:
             return {}
         levels = [
-            squared_error(generator(masked(s, self._chances(batch, i, s), self.share)), t).sum()
+            squared_error(generator(masked(s, self._chances(batch, i, s), self.masked)), t).sum()
             for i, (generator, s, t) in enumerate(
                 zip(self.generators, self.match(student.pyramid), teacher.detach().pyramid, strict=True)
             )

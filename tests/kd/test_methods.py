@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +32,7 @@ every_taught_method = pytest.mark.parametrize("module", TAUGHT.values(), ids=TAU
 # A generator restores what was masked, and errs.
 SYMMETRIC: dict[str, MethodConfig] = {
     "scalekd": scalekd.Config(sdf=scalekd.Sdf(teacher="shared"), csa=scalekd.Csa(heads=2)),
-    "mgd": mgd.Config(share=0.0, layers=0),
+    "mgd": mgd.Config(masked=0.0, layers=0),
     "mkd": mkd.Config(zeta=0.0),
     "icd": icd.Config(values="shared", decoder=fake.DECODER),
     "hmkd": hmkd.Config(small=hmkd.Small(values="shared"), decoder=fake.DECODER, inquiry=fake.INQUIRY),
@@ -436,3 +436,11 @@ def test_pkd_over_two_ranks_is_pkd_over_the_whole_batch(tmp_path: Path) -> None:
     assert loss_0 + loss_1 == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close([a + b for a, b in zip(weights_0, weights_1, strict=True)], weights)
     torch.testing.assert_close([torch.cat(both) for both in zip(taps_0, taps_1, strict=True)], taps)
+
+
+@every_method
+def test_a_methods_own_settings_leave_the_common_ones_their_meaning(module: ModuleType) -> None:
+    """Another default of when or how strongly is a method's own business; another meaning would be a trap."""
+    common = {field.name for field in fields(MethodConfig)}
+    own = set(vars(module.Config)["__annotations__"])
+    assert own & common <= {"weight", "start", "ramp", "stop", "freeze"}

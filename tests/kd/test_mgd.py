@@ -30,7 +30,7 @@ def test_the_loss_is_the_squared_error_of_what_is_generated_from_the_unmasked_ce
     torch.manual_seed(0)
     canvas, batch = (32, 48), replace(fake.batch(2, canvas=(32, 48), first=7), key=(3, 1))
     student, teacher = fake.taps(2, 1, canvas=canvas), fake.taps(2, 2, canvas=canvas)
-    method = Loss(Config(alpha=0.5, share=0.4), fake.pair())
+    method = Loss(Config(alpha=0.5, masked=0.4), fake.pair())
     expected = 0.0
     for level, (s, t, generator) in enumerate(zip(student.pyramid, teacher.pyramid, method.generators, strict=True)):
         first, second = (x.double() for x in (generator[0].weight, generator[2].weight))  # pyright: ignore
@@ -44,7 +44,7 @@ def test_the_loss_is_the_squared_error_of_what_is_generated_from_the_unmasked_ce
 
 def test_nothing_masked_and_no_generator_is_the_sum_of_fitnets_squares() -> None:
     student, teacher, batch = fake.taps(2, 1), fake.taps(2, 2), fake.batch(2)
-    found = fake.run(Loss(Config(alpha=1.0, share=0.0, layers=0), fake.pair()), student, teacher, batch)["feat"]
+    found = fake.run(Loss(Config(alpha=1.0, masked=0.0, layers=0), fake.pair()), student, teacher, batch)["feat"]
     levels = [
         (s.double() - t.double()).square().sum() / 2 for s, t in zip(student.pyramid, teacher.pyramid, strict=True)
     ]
@@ -81,7 +81,9 @@ def test_masks_follow_image_level_and_epoch_alone() -> None:
 
 def test_masked_cells_of_the_student_get_no_direct_gradient() -> None:
     student = fake.require_grad(fake.taps(1, 1))
-    fake.run(Loss(Config(layers=0, share=0.5), fake.pair()), student, fake.taps(1, 2), fake.batch(1))["feat"].backward()
+    fake.run(Loss(Config(layers=0, masked=0.5), fake.pair()), student, fake.taps(1, 2), fake.batch(1))[
+        "feat"
+    ].backward()
     for level, x in enumerate(student.pyramid):
         gone = chances(("mgd", level), [0], x.shape[2:]) < 0.5  # pyright: ignore
         assert x.grad is not None
@@ -91,9 +93,9 @@ def test_masked_cells_of_the_student_get_no_direct_gradient() -> None:
 @pytest.mark.parametrize(("family", "chosen"), [("one_stage", (2e-5, 0.65)), ("two_stage", (5e-7, 0.45))])
 def test_weights_are_the_papers_by_family_unless_given(family: str, chosen: tuple[float, float]) -> None:
     pair = fake.pair(student=replace(fake.SHAPES, family=family))
-    loss, own = Loss(Config(), pair), Loss(Config(alpha=1.0, share=0.1), pair)
-    assert (loss.alpha, loss.share) == chosen
-    assert (own.alpha, own.share) == (1.0, 0.1)
+    loss, own = Loss(Config(), pair), Loss(Config(alpha=1.0, masked=0.1), pair)
+    assert (loss.alpha, loss.masked) == chosen
+    assert (own.alpha, own.masked) == (1.0, 0.1)
     assert fake.run(Loss(Config(alpha=0.0), pair), fake.taps(1, 1), fake.taps(1, 2), fake.batch(1)) == {}
 
 
@@ -103,7 +105,7 @@ def test_the_generator_has_the_teachers_width() -> None:
     assert len(Generator(4, 0)) == 0
 
 
-@pytest.mark.parametrize("settings", [{"alpha": -1.0}, {"share": 1.0}, {"share": -0.1}, {"layers": -1}])
+@pytest.mark.parametrize("settings", [{"alpha": -1.0}, {"masked": 1.0}, {"masked": -0.1}, {"layers": -1}])
 def test_settings_that_cannot_work_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         Config(**settings)  # pyright: ignore[reportArgumentType]
