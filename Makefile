@@ -9,7 +9,7 @@ SOURCES := data_sharding kd cluster tuning benchmarks tests
 help:
 	@echo "make demo        the whole job on built-in data: teacher, cache, students alone and distilled, one table"
 	@echo "make check test  lint, format, types, import directions; all tests"
-	@echo "make test-jobs   ray job submit against a real local head with token authentication"
+	@echo "make test-jobs   jobs on a real local head with token authentication; a comparison killed and resumed"
 	@echo "make docs        docs/methods.md, from the methods' own files"
 	@echo "make setup       only the environment (.venv)"
 

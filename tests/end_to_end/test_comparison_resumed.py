@@ -34,7 +34,7 @@ def rows(storage: Path) -> list[str]:
     return [found["row"] for found in json.loads(path.read_text())["runs"]] if path.exists() else []
 
 
-@pytest.mark.cluster
+@pytest.mark.jobs
 def test_a_comparison_killed_after_two_rows_does_the_third_alone(tmp_path: Path) -> None:
     teacher, log = save_teacher(tmp_path / "weights"), tmp_path / "log"
     driver = start(words(tmp_path, teacher), log)
