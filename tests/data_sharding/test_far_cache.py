@@ -183,7 +183,7 @@ def test_the_loader_gives_the_same_batches_within_the_limit(
 ) -> None:
     order = order_of(dataset, views, seed=5, batch=2, window=1)
     near, alone = TeacherCache.open(cache_folder, key), World(rank=0, size=1)
-    staging = Staging(tmp_path / "s", 2 * sum(file.bytes for file in near.files) // 3)
+    staging = Staging(tmp_path / "s", 9 * sum(file.bytes for file in near.files) // 10)
     far = TeacherCache.open(url, key, staging=staging)
     with (
         Loader(dataset, views, order, world=alone, caches={"t": near}, prefetch=1) as expected,
