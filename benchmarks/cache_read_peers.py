@@ -6,6 +6,7 @@ copied into the sample's row of a batch buffer, as our reader's is, unless the l
 
 import importlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import torch
 SHARD_BYTES = 256 * 2**20
 
 
-class Peer:
+class Peer(ABC):
     """One way to store and read samples. `write` is called once, `open` before every first pass."""
 
     name: ClassVar[str]
@@ -42,17 +43,17 @@ class Peer:
         """The library, which only the peers' environment has."""
         return importlib.import_module(self.module)
 
+    @abstractmethod
     def write(self, samples: Sequence[np.ndarray]) -> None:
         """Store (n,) uint8 samples of one length below `folder`, which is new."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self) -> None:
         """Make ready to read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, number: int, out: np.ndarray) -> None:
         """Fill `out` with a sample. Where `sequential`, with the next one."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of everything."""

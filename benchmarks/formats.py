@@ -47,18 +47,15 @@ def roads(data: Path) -> dict[str, Road]:
     weights = f"student.backbone.weights={data / 'weights' / 'mobilenet_v2-b0353104.pth'}"
     coco, voc, uav = data / "coco" / "tinycoco", data / "voc" / "VOC100", data / "hit_uav"
     drone = data / "visdrone" / "VisDrone2019-DET-train"
-    labelled = {
-        "images": str(coco / "images/train2017"),
-        "annotations": str(coco / "annotations/instances_train2017.json"),
-    }
-    thermal = {"images": str(uav / "normal_json/train"), "annotations": str(uav / "coco/instances_train.json")}
-    seen_again = {"images": str(uav / "normal_json/val"), "annotations": str(uav / "coco/instances_val.json")}
+    labelled = _labelled(coco / "images/train2017", coco / "annotations/instances_train2017.json")
+    thermal = _labelled(uav / "normal_json/train", uav / "coco/instances_train.json")
+    unseen = _labelled(uav / "normal_json/val", uav / "coco/instances_val.json")
     folder = json.dumps([{"folder": str(voc), "list": "test"}])
     return {
         "coco": Road(
             "scalekd_fcos_r50_coco",
             (
-                f"data.train={json.dumps(labelled)}", f"data.val={json.dumps(labelled)}", "teachers=[]", "distill={}",
+                f"data.train={labelled}", f"data.val={labelled}", "teachers=[]", "distill={}",
                 'student.backbone={"name": "mobilenetv2", "norm": "frozen"}', weights, "student.levels=[3,4,5,6]",
                 "views.short_side=[256]", "views.long_side=384", "views.buckets=[[256,384],[384,256]]",
                 "optim.batch=8", "optim.steps=300",
@@ -88,12 +85,17 @@ def roads(data: Path) -> dict[str, Road]:
         "hit_uav": Road(
             "hit_uav_student",
             (
-                f"data.train={json.dumps(thermal)}", f"data.val={json.dumps(seen_again)}", weights,
+                f"data.train={thermal}", f"data.val={unseen}", weights,
                 "student.levels=[2,3,4]", "optim.batch=8", "optim.steps=300",
             ),
             "hit_uav/normal_json/val/*.jpg",
         ),
     }  # fmt: skip
+
+
+def _labelled(images: Path, annotations: Path) -> str:
+    """A split in COCO's form, as the command line takes it."""
+    return json.dumps({"images": str(images), "annotations": str(annotations)})
 
 
 def main() -> None:

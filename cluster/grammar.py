@@ -135,7 +135,7 @@ class _RecipeLoader(yaml.SafeLoader):
 class _RecipeDumper(yaml.SafeDumper):
     """Writes text so that `_RecipeLoader` reads the same text back."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own spelling)
 
 
 def _represent(dumper: yaml.SafeDumper, value: Any) -> yaml.ScalarNode:

@@ -37,7 +37,7 @@ def test_a_run_reads_from_elsewhere_what_was_filled_below_its_storage(
     def write_here(config: RunConfig, teacher: str, pending: list[tuple[int, int]], *_: object) -> None:
         writer = ShardWriter(to_tree(config), teacher)
         for number, _samples in pending:
-            writer({"shard": [number]})  # type: ignore[dict-item]
+            writer({"shard": [number]})  # type: ignore[dict-item]  # a list, for an array
 
     monkeypatch.setattr(caching, "_run_writers", write_here)  # as Ray's actors do
     monkeypatch.setattr(caching, "_announce", lambda *_: None)

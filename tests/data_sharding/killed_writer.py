@@ -32,8 +32,8 @@ def die_after(calls: int) -> None:
         return call
 
     os.fsync = counted(os.fsync)
-    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
-    _HashingFile.write = counted(_HashingFile.write)  # type: ignore[method-assign]
+    Path.replace = counted(Path.replace)  # type: ignore[method-assign]  # to die in it
+    _HashingFile.write = counted(_HashingFile.write)  # type: ignore[method-assign]  # to die in it
 
 
 def fill(packed: Path, folder: Path, stored: str, part: int, parts: int) -> None:

@@ -128,7 +128,7 @@ def test_several_threads_read_what_one_reads(
 ) -> None:
     alone = TeacherCache.open(cache_folder, key)
     expected = [[x.clone() for x in read(alone, [i], [i % 2])] for i in range(len(dataset))]
-    cache = TeacherCache.open(cache_folder, key, verify=verify, open_shards=2)  # type: ignore[arg-type]
+    cache = TeacherCache.open(cache_folder, key, verify=verify, open_shards=2)  # type: ignore[arg-type]  # a parameter
 
     def look(turn: int) -> bool:
         position = turn * 5 % len(dataset)

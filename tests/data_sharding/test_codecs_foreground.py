@@ -59,7 +59,7 @@ def test_a_cell_counts_when_it_shares_area_with_an_enlarged_box(enlarged: str) -
     ],
 )
 def test_cells_of_a_box_without_enlargement(box: tuple[float, ...], cells: set[tuple[int, int]]) -> None:
-    (mask,) = foreground_cells([boxes(box)], CANVAS, [8], 1.0)  # type: ignore[arg-type]
+    (mask,) = foreground_cells([boxes(box)], CANVAS, [8], 1.0)  # type: ignore[arg-type]  # any length
     assert {tuple(c) for c in mask[0].nonzero().tolist()} == cells
 
 

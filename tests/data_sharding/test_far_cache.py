@@ -204,8 +204,8 @@ def test_what_is_kept_and_fetched_follows_from_the_order_alone(
 ) -> None:
     order = order_of(dataset, views, seed=5, batch=2, window=1)
     cache, world, told = TeacherCache.open(cache_folder, key), World(rank=rank, size=2), dict[str, list[int]]()
-    cache.keep = lambda shards: told.update(kept=list(shards))  # type: ignore[method-assign]
-    cache.expect = lambda shards: told.update(expected=list(shards))  # type: ignore[method-assign]
+    cache.keep = lambda shards: told.update(kept=list(shards))  # type: ignore[method-assign]  # a spy
+    cache.expect = lambda shards: told.update(expected=list(shards))  # type: ignore[method-assign]  # a spy
     plan = LookAhead(cache, order, views.count, world, shards=2, behind=1, groups=dataset.groups)
     steps = order.step_of(4)
     used = [_shard(cache, order, dataset, views, world, step) for step in range(steps)]
