@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from data_sharding.assemble import Assembler, Sample
-from data_sharding.cache_plan import ROW_OVERHEAD
-from data_sharding.codecs import CHOICES, CODECS, codec, decode, tap_bytes
-from data_sharding.codecs_choice import chosen, measured
-from data_sharding.codecs_foreground import foreground_cells, level_sizes
+from data_sharding.cache.plan import ROW_OVERHEAD
+from data_sharding.codecs.catalogue import CHOICES, CODECS, codec, decode, tap_bytes
+from data_sharding.codecs.choice import chosen, measured
+from data_sharding.codecs.foreground import foreground_cells, level_sizes
 from data_sharding.files import write_atomically
 from data_sharding.loader import NO_CACHES
 from data_sharding.shards import PackedDataset

@@ -40,7 +40,7 @@ from benchmarks.cache_read_data import Case, Stored, cases, dense_bytes, make
 from benchmarks.cache_read_pass import RING, Contestant, Copy, Library, Ours, Rows, forget, names, run
 from benchmarks.cache_read_peers import PEERS
 from benchmarks.store import Store, fingerprint
-from data_sharding.cache_key import CACHE_FORMAT
+from data_sharding.cache.key import CACHE_FORMAT
 
 ROOT = Path(__file__).parent.parent
 CANVAS = {"above": (768, 1408), "below": (256, 256)}

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from data_sharding.batch import Taps
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_writer import CacheWriter, TapsOf
-from data_sharding.codecs import CODECS
-from data_sharding.codecs_foreground import ENLARGED, foreground_cells
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.writer import CacheWriter, TapsOf
+from data_sharding.codecs.catalogue import CODECS
+from data_sharding.codecs.foreground import ENLARGED, foreground_cells
 from data_sharding.datasets.base import Source
 from data_sharding.keyed import uniforms
 from data_sharding.pack import pack

@@ -15,7 +15,7 @@ import torch
 from benchmarks.cache_read_data import Case, Stored, word_sum
 from benchmarks.cache_read_peers import Peer
 from data_sharding.batch import StoredTaps
-from data_sharding.teacher_cache import TeacherCache, Verify
+from data_sharding.cache.reader import TeacherCache, Verify
 
 RING = 3
 """Batches whose memory is in use at once, as with a loader that is two steps ahead."""

@@ -17,15 +17,15 @@ import torch
 
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch, Taps
-from data_sharding.cache_key import CacheKey, library_versions
-from data_sharding.cache_writer import CacheWriter
-from data_sharding.codecs import codec
-from data_sharding.codecs_choice import candidates, chosen, compared, is_open
+from data_sharding.cache.key import CacheKey, library_versions
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
+from data_sharding.codecs.catalogue import codec
+from data_sharding.codecs.choice import candidates, chosen, compared, is_open
 from data_sharding.loader import NO_CACHES, Loader, evaluation_batches, order_of
 from data_sharding.pack import pack
 from data_sharding.record import Category
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World
 from kd import student as student_files

@@ -30,9 +30,9 @@ from cluster.build import Split
 from cluster.cache_keys import cache_key
 from cluster.packing import pack_splits
 from data_sharding.batch import Batch
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_plan import plan
-from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.plan import plan
+from data_sharding.cache.writer import CacheWriter, Seen
 from data_sharding.files import write_atomically
 from kd import student as student_files
 from kd.backbones import mobilenetv2

@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.plain_run import TEACHER, Setup, Split, build_detector, live_factors, taught
 from data_sharding.batch import Batch, StoredTaps
-from data_sharding.codecs import StoredTap
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.codecs.catalogue import StoredTap
 from data_sharding.loader import NO_CACHES, Loader, order_of
 from data_sharding.order import Order
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
 from kd.assistants import AssistantTrainer
 from kd.clock import Clock

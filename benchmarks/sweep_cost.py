@@ -27,7 +27,7 @@ from benchmarks.step_modes import Contestant, Mode
 from cluster import build
 from cluster.ahead import AheadOfWriting, give_way
 from cluster.batches import Assembled
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.datasets import coco
 from data_sharding.files import write_atomically
 from kd import student as student_files

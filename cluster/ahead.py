@@ -16,8 +16,8 @@ import torch
 
 from cluster.batches import Assembled
 from data_sharding.batch import Batch, Taps
-from data_sharding.cache_plan import CacheShard
-from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.cache.plan import CacheShard
+from data_sharding.cache.writer import CacheWriter, Seen
 from data_sharding.prefetch import Prefetched
 
 DEPTH = 2

@@ -14,9 +14,9 @@ from cluster.batches import Assembled
 from cluster.build import LoadedTeacher, Split
 from cluster.config import RunConfig
 from cluster.grammar import ConfigError
-from data_sharding.cache_key import CacheKey, canonical_json, library_versions
-from data_sharding.codecs import codec
-from data_sharding.codecs_choice import Errors, candidates, chosen, compared, is_open
+from data_sharding.cache.key import CacheKey, canonical_json, library_versions
+from data_sharding.codecs.catalogue import codec
+from data_sharding.codecs.choice import Errors, candidates, chosen, compared, is_open
 from data_sharding.files import write_atomically
 from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Shapes

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cluster.cache_keys import cache_folder
 from cluster.config import RunConfig
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_opening import MANIFEST
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.opening import MANIFEST
 from data_sharding.remote import Remote, is_url, place_of
 from data_sharding.staging import Staging, default_folder
 

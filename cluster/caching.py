@@ -20,11 +20,11 @@ from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
 from cluster.terminal import progress
-from data_sharding.cache_cost import require_space
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_opening import MANIFEST
-from data_sharding.cache_plan import estimate_bytes
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.cost import require_space
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.opening import MANIFEST
+from data_sharding.cache.plan import estimate_bytes
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.publish import publish
 from data_sharding.remote import Remote, is_url
 from kd.detectors.base import Detector

@@ -23,8 +23,8 @@ from cluster.checkup_steps import Bench, Dry
 from cluster.config import RunConfig
 from cluster.grammar import ConfigError
 from cluster.packing import SPLITS
-from data_sharding.cache_cost import NotEnoughSpace, require_space
-from data_sharding.cache_plan import estimate_bytes
+from data_sharding.cache.cost import NotEnoughSpace, require_space
+from data_sharding.cache.plan import estimate_bytes
 from data_sharding.shards import MANIFEST
 from data_sharding.views import table_path
 from kd.detectors.base import Detector

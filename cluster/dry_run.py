@@ -11,8 +11,8 @@ from cluster.build import LoadedTeacher
 from cluster.cache_keys import cache_folder, largest_key
 from cluster.config import RunConfig, check, to_tree
 from cluster.probe import Speeds, coding_seconds, look, verdict
-from data_sharding.cache_cost import BreakEven, NotEnoughSpace, require_space
-from data_sharding.cache_plan import estimate_bytes
+from data_sharding.cache.cost import BreakEven, NotEnoughSpace, require_space
+from data_sharding.cache.plan import estimate_bytes
 
 CODECS = ("fp32", "fp16", "int8", "sparse")
 SECONDS = 1.0

@@ -12,7 +12,7 @@ from cluster import sample_picture
 from cluster.grammar import ConfigError
 from cluster.terminal import progress
 from data_sharding import verify_cache, verify_packed
-from data_sharding.cache_key import CacheKey
+from data_sharding.cache.key import CacheKey
 from data_sharding.remote import Remote, is_url
 from data_sharding.shards import FORMAT
 from data_sharding.verify import INDEX, MANIFEST, Damage, Kind, Place

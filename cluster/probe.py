@@ -16,10 +16,10 @@ from cluster.build import LoadedTeacher, Split
 from cluster.checkup_steps import moment_of
 from cluster.config import RunConfig
 from data_sharding.batch import Batch, Taps
-from data_sharding.cache_cost import BreakEven, break_even
-from data_sharding.cache_foreground import foreground_masks
-from data_sharding.cache_key import CacheKey
-from data_sharding.codecs import Encoded, stack
+from data_sharding.cache.cost import BreakEven, break_even
+from data_sharding.cache.foreground import foreground_masks
+from data_sharding.cache.key import CacheKey
+from data_sharding.codecs.catalogue import Encoded, stack
 from data_sharding.world import World
 from kd.clock import Clock
 from kd.detectors.base import Detector

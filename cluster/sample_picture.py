@@ -14,10 +14,10 @@ from torch import Tensor
 from cluster.grammar import ConfigError
 from cluster.pictures import COLOURS
 from data_sharding import images
-from data_sharding.cache_batch import BatchCopy
-from data_sharding.cache_buffers import BatchBuffers
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import StoredRow, read_row
+from data_sharding.cache.batch import BatchCopy
+from data_sharding.cache.buffers import BatchBuffers
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.rows import StoredRow, read_row
 from data_sharding.record import Record
 from data_sharding.record_codec import SCHEMA
 from data_sharding.record_codec import decode as decode_record

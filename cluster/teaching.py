@@ -10,7 +10,7 @@ from cluster.build import LoadedTeacher, Split
 from cluster.cache_keys import cache_key
 from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
-from data_sharding.teacher_cache import TeacherCache
+from data_sharding.cache.reader import TeacherCache
 from kd.detectors.base import Shapes
 from kd.teacher import CachedTeacher, Teacher, aligned_shapes
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data_sharding import images
 from data_sharding.batch import Batch, Geometry, StoredTaps
+from data_sharding.cache.reader import TeacherCache
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import View, ViewTable, photometric, place_labels, render
 
 Labels = tuple[Tensor, Tensor, Tensor]

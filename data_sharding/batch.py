@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_stored import StoredTap
+from data_sharding.codecs.stored import StoredTap
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch
+from data_sharding.cache.reader import TeacherCache
 from data_sharding.look_ahead import LookAhead
 from data_sharding.order import Order, rank_slice, view_of
 from data_sharding.prefetch import Prefetched
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_sharding.cache.reader import TeacherCache
 from data_sharding.order import Order, rank_slice, view_of
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.world import World
 
 

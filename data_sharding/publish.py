@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data_sharding.cache_opening import INDEX, MANIFEST
+from data_sharding.cache.opening import INDEX, MANIFEST
 from data_sharding.remote import Remote
 
 

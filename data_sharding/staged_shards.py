@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from data_sharding.cache_mapping import ShardFile
+from data_sharding.cache.mapping import ShardFile
 from data_sharding.remote import Remote
 from data_sharding.staging import Held, Staging, Wanted
 
@@ -14,7 +14,7 @@ THREADS = 2
 
 
 class StagedShards:
-    """A shelf (`cache_mapping.Shelf`) that gets its files from a URL. Safe to use from several threads."""
+    """A shelf (`cache.mapping.Shelf`) that gets its files from a URL. Safe to use from several threads."""
 
     def __init__(self, source: Remote, staging: Staging, files: Sequence[ShardFile], names: Sequence[str]) -> None:
         """`files[n]` says what shard n must be, `names[n]` where it lies below the source."""

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data_sharding.cache_key import CACHE_FORMAT, CacheKey, canonical_json
-from data_sharding.cache_rows import read_row
+from data_sharding.cache.key import CACHE_FORMAT, CacheKey, canonical_json
+from data_sharding.cache.rows import read_row
 from data_sharding.verify import INDEX, MANIFEST, Damage, Place, Progress
 
 

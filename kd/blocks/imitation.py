@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.codecs.foreground import foreground_cells
 from kd.blocks.foreground import Covered, all_boxes, cover, enlarged
 
 

@@ -70,7 +70,7 @@ class MethodConfig:
     @property
     def reads_within(self) -> float | None:
         """By how much boxes grow inside which lies all that it reads of the teacher (`foreground_cells` of
-        `data_sharding.codecs_foreground` says which cells these are); None: it reads everywhere."""
+        `data_sharding.codecs.foreground` says which cells these are); None: it reads everywhere."""
         return None
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
-from data_sharding.codecs_foreground import ENLARGED
+from data_sharding.codecs.foreground import ENLARGED
 from kd.blocks.adapt import MatchChannels, same_levels
 from kd.blocks.divergence import squared_error
 from kd.blocks.imitation import anchor_masks

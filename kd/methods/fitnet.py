@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
-from data_sharding.codecs_foreground import ENLARGED, foreground_cells
+from data_sharding.codecs.foreground import ENLARGED, foreground_cells
 from kd.blocks.adapt import MatchChannels, same_levels
 from kd.blocks.divergence import share_of_mean, squared_error
 from kd.methods.base import Advice, Method, MethodConfig, Pair

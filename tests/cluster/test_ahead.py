@@ -14,9 +14,9 @@ from cluster.ahead import DEPTH, NICE, AheadOfWriting, give_way
 from cluster.batches import Assembled
 from cluster.build import Split
 from data_sharding.batch import Batch, Taps
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_plan import CacheShard
-from data_sharding.cache_writer import CacheWriter, Receipt, Seen, TapsOf
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.plan import CacheShard
+from data_sharding.cache.writer import CacheWriter, Receipt, Seen, TapsOf
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewTable
 from tests.data_sharding.tiny import content, tiny_dataset, tiny_key, tiny_taps, tiny_views

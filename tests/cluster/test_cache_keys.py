@@ -17,9 +17,9 @@ from cluster.caching import ShardWriter
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.teaching import open_teachers
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_writer import CacheWriter
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.writer import CacheWriter
+from data_sharding.codecs.foreground import foreground_cells
 from data_sharding.loader import Loader
 from data_sharding.world import World
 from kd.detectors.base import Shapes

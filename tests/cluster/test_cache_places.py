@@ -8,7 +8,7 @@ from cluster.cache_places import cache_place, is_finished, staging_of
 from cluster.config import RunConfig, config_hash, load
 from cluster.grammar import ConfigError
 from cluster.places import JOB, anchored
-from data_sharding.cache_key import CacheKey
+from data_sharding.cache.key import CacheKey
 from data_sharding.publish import publish
 from data_sharding.remote import Remote
 from tests.data_sharding.tiny import tiny_dataset, tiny_key, tiny_views, write

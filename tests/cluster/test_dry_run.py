@@ -13,8 +13,8 @@ from cluster.cache_keys import cache_key
 from cluster.config import RunConfig, load, to_tree
 from cluster.dry_run import Forecast, Offer, measured, rows, told
 from cluster.probe import Speeds, disk_speed
-from data_sharding.cache_cost import break_even
-from data_sharding.cache_plan import estimate_bytes
+from data_sharding.cache.cost import break_even
+from data_sharding.cache.plan import estimate_bytes
 from tests.cluster.test_build import TAUGHT
 from tests.cluster.test_scoring import SMALL
 from tests.end_to_end.commands import save_teacher

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_sharding.cache_key import CacheKey
+from data_sharding.cache.key import CacheKey
 from data_sharding.shards import PackedDataset
 from data_sharding.views import ViewTable
 from tests.data_sharding.tiny import KEYS, tiny_dataset, tiny_key, tiny_views, write

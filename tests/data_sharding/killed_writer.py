@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_sharding.cache_writer import CacheWriter, _HashingFile
+from data_sharding.cache.writer import CacheWriter, _HashingFile
 from data_sharding.shards import PackedDataset
 from tests.data_sharding.tiny import KEYS, tiny_key, tiny_taps, tiny_views
 

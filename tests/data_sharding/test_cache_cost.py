@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from data_sharding.cache_cost import NotEnoughSpace, break_even, require_space
+from data_sharding.cache.cost import NotEnoughSpace, break_even, require_space
 
 
 def test_break_even_follows_the_measured_table() -> None:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import CachedSample, ShardCorrupt
-from data_sharding.codecs import codec
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.rows import CachedSample, ShardCorrupt
+from data_sharding.codecs.catalogue import codec
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from tests.data_sharding.tiny import read, write
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from data_sharding.cache_key import CacheKey, ForeignCache, TapLayout, library_versions
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.key import CacheKey, ForeignCache, TapLayout, library_versions
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from tests.data_sharding.tiny import content
 

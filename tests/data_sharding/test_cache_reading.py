@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_sharding.cache_batch import CHUNK
-from data_sharding.cache_buffers import BatchBuffers
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_pages import MADV_POPULATE_READ, Pages, madvise
-from data_sharding.cache_rows import ShardCorrupt
+from data_sharding.cache.batch import CHUNK
+from data_sharding.cache.buffers import BatchBuffers
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.pages import MADV_POPULATE_READ, Pages, madvise
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.rows import ShardCorrupt
 from data_sharding.loader import Loader, order_of
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 from tests.data_sharding.tiny import one_canvas, read, tensors, tiny_key, write

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_writer import CacheIncomplete, CacheWriter
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheIncomplete, CacheWriter
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from tests.data_sharding.tiny import content, tiny_taps, write
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_sharding.codecs import CHOICES, CODECS, CodecError, Encoded, codec, decode, stack, tap_bytes
+from data_sharding.codecs.catalogue import CHOICES, CODECS, CodecError, Encoded, codec, decode, stack, tap_bytes
 
 SHAPES = [(3, 1, 1), (5, 4, 7), (1, 2, 3)]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_choice import candidates, chosen, is_open, measured
+from data_sharding.codecs.choice import candidates, chosen, is_open, measured
 
 
 def noise(seed: int = 0) -> Tensor:

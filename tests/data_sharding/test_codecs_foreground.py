@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.codecs.foreground import foreground_cells
 
 CANVAS, STRIDES = (128, 192), (8, 16, 32, 64)
 SIZES = ((16, 24), (8, 12), (4, 6), (2, 3))

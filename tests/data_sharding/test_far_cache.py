@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from data_sharding.batch import Batch
-from data_sharding.cache_key import CacheKey, ForeignCache
-from data_sharding.cache_rows import ShardCorrupt
-from data_sharding.cache_writer import CacheIncomplete
+from data_sharding.cache.key import CacheKey, ForeignCache
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.rows import ShardCorrupt
+from data_sharding.cache.writer import CacheIncomplete
 from data_sharding.loader import Loader, order_of
 from data_sharding.look_ahead import LookAhead
 from data_sharding.order import Order, view_of
@@ -21,7 +22,6 @@ from data_sharding.publish import publish
 from data_sharding.remote import Remote
 from data_sharding.shards import PackedDataset
 from data_sharding.staging import SourceCorrupt, Staging
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 from tests.data_sharding.test_cache_damage import flip, rows_of, shard_files

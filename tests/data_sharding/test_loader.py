@@ -9,12 +9,12 @@ import torch
 from data_sharding import assemble, images
 from data_sharding.assemble import LoaderError
 from data_sharding.batch import Batch
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.loader import Loader, evaluation_batches, evaluation_plan, order_of
 from data_sharding.order import Order
 from data_sharding.record import Record
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable, place_labels, render
 from data_sharding.world import World
 from tests.data_sharding.tiny import tiny_key, tiny_taps, tiny_views

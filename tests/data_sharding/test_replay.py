@@ -10,11 +10,11 @@ import torch
 
 from data_sharding import images
 from data_sharding.batch import Taps
-from data_sharding.cache_writer import CacheWriter, Seen
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.replay import ReplayDiffers, difference, sampled
+from data_sharding.cache.writer import CacheWriter, Seen
 from data_sharding.loader import Loader, order_of
-from data_sharding.replay import ReplayDiffers, difference, sampled
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable, render
 from data_sharding.world import World
 from tests.data_sharding.tiny import tiny_key, tiny_taps

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_sharding.cache_key import CacheKey
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
 from data_sharding.loader import Loader, order_of
 from data_sharding.publish import publish
 from data_sharding.remote import Remote
 from data_sharding.shards import PackedDataset
 from data_sharding.staging import SourceCorrupt, Staging
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable
 from data_sharding.world import World
 from tests.data_sharding.s3_server import Faulty, s3

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from data_sharding.batch import Taps
-from data_sharding.cache_foreground import foreground_masks, foreground_rows
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_plan import estimate_bytes, plan, sample_sizes
-from data_sharding.cache_writer import CacheWriter
-from data_sharding.codecs import CODECS, CodecError, codec, decode
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.cache.foreground import foreground_masks, foreground_rows
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.plan import estimate_bytes, plan, sample_sizes
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
+from data_sharding.codecs.catalogue import CODECS, CodecError, codec, decode
+from data_sharding.codecs.foreground import foreground_cells
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewTable, place_labels
 from tests.data_sharding.tiny import content, one_canvas, read, tensors, tiny_key, tiny_taps, write
 

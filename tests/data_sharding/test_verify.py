@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from data_sharding import verify_cache, verify_packed
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import ShardCorrupt as CacheShardCorrupt
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.rows import ShardCorrupt as CacheShardCorrupt
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.shards import PackedDataset, ShardCorrupt
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.verify import Damage, Place
 from data_sharding.views import ViewTable
 from tests.data_sharding.packing import files, packed

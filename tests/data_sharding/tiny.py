@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from data_sharding.batch import Taps
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.datasets.base import Source
 from data_sharding.pack import pack
 from data_sharding.record import Category, Record
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.views import ViewConfig, ViewTable
 
 CANVASES = ((128, 128), (128, 256), (256, 128))

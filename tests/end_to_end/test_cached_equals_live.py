@@ -18,15 +18,15 @@ from torch import Tensor
 
 from data_sharding.assemble import Assembler, Sample
 from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_writer import CacheWriter
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.reader import TeacherCache
+from data_sharding.cache.writer import CacheWriter
 from data_sharding.datasets.base import Source
 from data_sharding.loader import NO_CACHES, Loader, order_of
 from data_sharding.order import Order, view_of
 from data_sharding.pack import pack
 from data_sharding.record import Category, Record
 from data_sharding.shards import PackedDataset
-from data_sharding.teacher_cache import TeacherCache
 from data_sharding.tiles import Tiles
 from data_sharding.views import ViewConfig, ViewTable
 from data_sharding.world import World

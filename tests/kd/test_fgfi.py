@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Taps
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.codecs.foreground import foreground_cells
 from kd.blocks.imitation import anchor_masks
 from kd.methods.fgfi import Config, Loss
 from tests.kd import fake

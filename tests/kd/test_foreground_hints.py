@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, StoredTaps, Taps
-from data_sharding.codecs import codec, stack
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.codecs.catalogue import codec, stack
+from data_sharding.codecs.foreground import foreground_cells
 from data_sharding.world import World
 from kd.distiller import Distiller, Lesson
 from kd.methods import fitnet

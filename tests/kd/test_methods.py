@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from data_sharding.batch import Batch, Taps
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.codecs.foreground import foreground_cells
 from data_sharding.world import World
 from kd.blocks.align import align, check_grid
 from kd.methods import clsd, cwd, fitnet, hkd, hmkd, icd, mgd, mkd, pkd, scalekd

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_sharding.batch import Batch, StoredTaps
-from data_sharding.codecs import StoredTap, codec, stack
+from data_sharding.codecs.catalogue import StoredTap, codec, stack
 from data_sharding.world import World
 from kd import student as student_files
 from kd.methods.base import Assistant, Method

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
-from data_sharding.codecs import StoredTap, codec, stack
+from data_sharding.codecs.catalogue import StoredTap, codec, stack
 from kd.blocks.align import align, check_grid
 from kd.detectors.base import Detector
 from kd.teacher import CachedTeacher, LiveTeacher, aligned_shapes, all_reads, only

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Taps
-from data_sharding.cache_foreground import foreground_masks
-from data_sharding.cache_key import CacheKey
-from data_sharding.codecs import CHOICES, codec, decode
+from data_sharding.cache.foreground import foreground_masks
+from data_sharding.cache.key import CacheKey
+from data_sharding.codecs.catalogue import CHOICES, codec, decode
 
 if TYPE_CHECKING:
     from data_sharding.shards import PackedDataset

@@ -13,9 +13,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from data_sharding.cache_buffers import ALIGNED, BatchBuffers
-from data_sharding.cache_rows import StoredRow
-from data_sharding.codecs import Codec, StoredTap
+from data_sharding.cache.buffers import ALIGNED, BatchBuffers
+from data_sharding.cache.rows import StoredRow
+from data_sharding.codecs.catalogue import Codec, StoredTap
 
 CHUNK = 256 * 2**10
 """Bytes that are hashed right after they were copied, while the processor core's own cache still holds them: memory is

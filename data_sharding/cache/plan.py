@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_sharding.cache_foreground import foreground_rows
-from data_sharding.cache_key import CacheKey
+from data_sharding.cache.foreground import foreground_rows
+from data_sharding.cache.key import CacheKey
 
 if TYPE_CHECKING:
     from data_sharding.shards import PackedDataset

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
-from data_sharding.cache_mapping import Folder, ShardFile, Shelf
-from data_sharding.cache_rows import ShardCorrupt
-from data_sharding.cache_writer import CacheIncomplete
+from data_sharding.cache.key import COMMAND, CacheKey, canonical_json
+from data_sharding.cache.mapping import Folder, ShardFile, Shelf
+from data_sharding.cache.rows import ShardCorrupt
+from data_sharding.cache.writer import CacheIncomplete
 from data_sharding.remote import Remote, is_url, read_file
 from data_sharding.staged_shards import StagedShards
 from data_sharding.staging import SourceCorrupt, Staging

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from data_sharding.cache_key import CacheKey
-from data_sharding.codecs_foreground import foreground_cells
+from data_sharding.cache.key import CacheKey
+from data_sharding.codecs.foreground import foreground_cells
 from data_sharding.view_apply import place_labels
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Absmax and no clipping: clipping the largest values leaves the mean error alone but multiplies that of losses that take
 a softmax over positions (CWD). The scale is float16, rounded up, so that no value is cut and none errs by more than
-half a scale. Which of the two errs less depends on the teacher (`codecs_choice`). Shape letters: C channels, P rows.
+half a scale. Which of the two errs less depends on the teacher (`codecs.choice`). Shape letters: C channels, P rows.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_base import CodecError, Encoded, Per, as_bytes, as_rows, require_finite
+from data_sharding.codecs.base import CodecError, Encoded, Per, as_bytes, as_rows, require_finite
 
 LARGEST = 127
 

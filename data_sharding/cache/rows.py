@@ -11,9 +11,9 @@ import pyarrow as pa
 import xxhash
 
 from data_sharding import shards
-from data_sharding.cache_key import CacheKey
-from data_sharding.codecs import Encoded, row_bytes
-from data_sharding.codecs_base import require_lengths
+from data_sharding.cache.key import CacheKey
+from data_sharding.codecs.base import require_lengths
+from data_sharding.codecs.catalogue import Encoded, row_bytes
 
 
 class ShardCorrupt(shards.ShardCorrupt):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_base import CodecError, Encoded, Per, as_bytes, as_rows, require_finite
+from data_sharding.codecs.base import CodecError, Encoded, Per, as_bytes, as_rows, require_finite
 
 
 @dataclass(frozen=True, kw_only=True)

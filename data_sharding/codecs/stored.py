@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_base import Codec, CodecError, Encoded, require_lengths, row_bytes
+from data_sharding.codecs.base import Codec, CodecError, Encoded, require_lengths, row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

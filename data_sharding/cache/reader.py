@@ -1,4 +1,4 @@
-"""Reads what a teacher saw, stored by `cache_writer`, and never returns anything else.
+"""Reads what a teacher saw, stored by `cache.writer`, and never returns anything else.
 
 Taps come back as they are stored (`StoredTaps`), all rows of a batch side by side, so that few bytes travel to the
 training device; `StoredTaps.decode` makes maps of them there.
@@ -14,15 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps
-from data_sharding.cache_batch import BatchCopy
-from data_sharding.cache_buffers import BatchBuffers
-from data_sharding.cache_key import COMMAND, CacheKey, library_versions
-from data_sharding.cache_mapping import MappedShard, MappedShards, ShardFile
-from data_sharding.cache_opening import open_shelf, read_index, read_manifest
-from data_sharding.cache_pages import Pages
-from data_sharding.cache_rows import ShardCorrupt, StoredRow
+from data_sharding.cache.batch import BatchCopy
+from data_sharding.cache.buffers import BatchBuffers
+from data_sharding.cache.key import COMMAND, CacheKey, library_versions
+from data_sharding.cache.mapping import MappedShard, MappedShards, ShardFile
+from data_sharding.cache.opening import open_shelf, read_index, read_manifest
+from data_sharding.cache.pages import Pages
+from data_sharding.cache.replay import TOLERANCE, ReplayDiffers, difference, sampled
+from data_sharding.cache.rows import ShardCorrupt, StoredRow
 from data_sharding.remote import is_url, place_of
-from data_sharding.replay import TOLERANCE, ReplayDiffers, difference, sampled
 from data_sharding.staged_shards import StagedShards
 from data_sharding.staging import Staging
 

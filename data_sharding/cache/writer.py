@@ -18,12 +18,12 @@ import xxhash
 from torch import Tensor
 
 from data_sharding.batch import Taps
-from data_sharding.cache_foreground import foreground_masks
-from data_sharding.cache_key import COMMAND, CacheKey, canonical_json
-from data_sharding.cache_plan import CacheShard, plan
-from data_sharding.cache_rows import CachedSample, schema, write_row
+from data_sharding.cache.foreground import foreground_masks
+from data_sharding.cache.key import COMMAND, CacheKey, canonical_json
+from data_sharding.cache.plan import CacheShard, plan
+from data_sharding.cache.replay import sampled
+from data_sharding.cache.rows import CachedSample, schema, write_row
 from data_sharding.files import stamped, sync_folder, unstamped, write_atomically
-from data_sharding.replay import sampled
 
 if TYPE_CHECKING:
     from data_sharding.shards import PackedDataset

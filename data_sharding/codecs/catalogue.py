@@ -11,10 +11,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from data_sharding.codecs_base import Codec, CodecError, Encoded, mask_bytes, row_bytes, scale_count, tap_bytes
-from data_sharding.codecs_dense import Dense
-from data_sharding.codecs_int8 import Int8
-from data_sharding.codecs_stored import StoredTap, stack
+from data_sharding.codecs.base import Codec, CodecError, Encoded, mask_bytes, row_bytes, scale_count, tap_bytes
+from data_sharding.codecs.dense import Dense
+from data_sharding.codecs.int8 import Int8
+from data_sharding.codecs.stored import StoredTap, stack
 
 __all__ = [
     "CHOICES",

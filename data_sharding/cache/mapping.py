@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from data_sharding.cache_key import CacheKey
-from data_sharding.cache_rows import ShardCorrupt, StoredRow, read_row
+from data_sharding.cache.key import CacheKey
+from data_sharding.cache.rows import ShardCorrupt, StoredRow, read_row
 from data_sharding.files import hash_of
 from data_sharding.staging import StagingFull
 

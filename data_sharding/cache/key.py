@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps, Taps
-from data_sharding.codecs import Codec, StoredTap, codec, tap_bytes
-from data_sharding.codecs_foreground import level_sizes
+from data_sharding.codecs.catalogue import Codec, StoredTap, codec, tap_bytes
+from data_sharding.codecs.foreground import level_sizes
 
 CACHE_FORMAT = 4
 COMMAND = "python -m cluster.cache_teacher"

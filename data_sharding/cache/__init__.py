@@ -1,0 +1,1 @@
+"""What a teacher saw, stored once and read by every student."""

@@ -1,0 +1,1 @@
+"""How one tap of a teacher becomes bytes and comes back."""
