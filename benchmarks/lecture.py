@@ -64,7 +64,7 @@ class Lecture:
 
 
 class Remembered(nn.Module):
-    """A frozen backbone that keeps what it makes of each batch of images: of these few there is no need to ask twice."""
+    """A frozen backbone that keeps what it makes of each batch of images: of so few it need not be asked twice."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
