@@ -138,6 +138,11 @@ class ResourcesConfig:
     """Checkpoints kept."""
     max_failures: int = 3
     """Restarts after lost workers before the run gives up."""
+    hang_after: float = 600.0
+    """Seconds without a movement of any worker until the ones that hold up the others are named and all are restarted.
+    The longest that a healthy run stands still is rank 0's sum of an evaluation, or a compiler's first step."""
+    wait_for_room: float = 3600.0
+    """Seconds that a checkpoint waits for room on a full disk before the run stops; the same command continues it."""
     checksums: Literal["first", "always", "never"] = "first"
     """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
     caches: str | None = None
@@ -155,6 +160,9 @@ class ResourcesConfig:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("hang_after", "wait_for_room"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is a number of seconds > 0, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
         if self.staging_gb <= 0 or self.staging_ahead < 0:

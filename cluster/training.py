@@ -1,24 +1,28 @@
 """Train one run by its recipe, from packing to the closing result; the same call again continues it."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import config as recipes
-from cluster import results
+from cluster import pulse, results, whole
 from cluster.caching import fill_caches
 from cluster.claim import alone
 from cluster.config import RunConfig
+from cluster.delivery import deliver, delivered
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError
+from cluster.incidents import Teller
 from cluster.packing import pack_splits
 from cluster.places import anchored
 from cluster.terminal import progress
-from cluster.tracking import open_run
+from cluster.tracking import RunHandle, TrackerAway, open_run, remembered
 from cluster.worker import Job, work
 from data_sharding.files import write_atomically
 
@@ -39,6 +43,9 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
+        handle = remembered(config, config.storage)
+        if handle is not None and not delivered(folder):
+            deliver(folder, handle, say)
         return done
     packed = pack_splits(config)
     with ray_started():
@@ -53,13 +60,13 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
         tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
         tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
-        handle = open_run(config, config.storage, {**tags, **further_tags})
+        handle = _open(config, {**tags, **further_tags})
         began = time.perf_counter()
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))
         except BaseException as error:
             # Ray turns SIGTERM, which `ray job stop` sends, into SystemExit; the job manager then waits for 3 s.
-            handle.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            handle.tell("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
             told = users_error(error)
             if told is not error:
                 raise told from None
@@ -72,8 +79,22 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
             "uri": handle.uri,
         }
         write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
-        handle.close("FINISHED")
+    whole.tidy(folder / results.TRAIN, config.resources.keep)
+    pulse.forget(folder)
+    deliver(folder, handle, say)
     return result
+
+
+def _open(config: RunConfig, tags: Mapping[str, str]) -> RunHandle:
+    """The run's record. One that was begun goes on without its server: its metrics wait in the run's folder."""
+    try:
+        return open_run(config, config.storage, tags)
+    except TrackerAway as error:
+        handle = remembered(config, config.storage)
+        if handle is None:
+            raise
+        say(f"{config.name}: {error}. The run goes on; its metrics wait in its folder")
+        return handle
 
 
 def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
@@ -108,7 +129,12 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
+    from cluster.lost_workers import NoteLostWorkers
+
     resources = config.resources
+    # Ray's own check of its workers: only where none of them is left to notice (`cluster.pulse`).
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(1.5 * resources.hang_after + 30))
+    whole.tidy(folder / results.TRAIN, resources.keep)
     gpu = wants_gpu(resources.gpu, resources.workers)
     trainer = TorchTrainer(
         work,
@@ -119,14 +145,20 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
         ),
         run_config=RayRunConfig(
-            name="train",
+            name=results.TRAIN,
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=resources.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[NoteLostWorkers(folder)],
         ),
     )
-    with progress(f"train {config.name}") as report, follow(folder / results.METRICS, report, config.optim.steps):
+    teller = Teller(folder, config.name, say)
+    with (
+        progress(f"train {config.name}") as report,
+        follow(folder / results.METRICS, report, config.optim.steps, look=teller.look),
+        closing(teller),
+    ):
         result = trainer.fit()
     value: Any = result.return_value
     if results.STOPPED in value:
