@@ -25,7 +25,7 @@ def deliver(folder: Path, handle: RunHandle, say: Callable[[str], None], patienc
         if time.monotonic() >= until:
             text = str(error).splitlines()[0][:200]
             say(
-                f"{folder.name}: {handle.uri} does not answer ({text}); metrics and files stay in {folder}, and the same "
+                f"{folder.name}: {handle.uri} does not answer ({text}); metrics and files stay in {folder}; the same "
                 "command again hands them over"
             )
             return False

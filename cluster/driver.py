@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     # Reports are polled by the controller: the default of 2 s is what every checkpoint would wait.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -30,6 +30,8 @@ LOCAL_ENVIRONMENT = {
     # Else the core tells a person at the terminal of its actors' reference counts. (Of a running cluster's core it
     # would tell that it was told so.)
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Nobody takes this machine's only node away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 WORKER_MEMORY = {
     # glibc gives large blocks back at once and every step faults its activations in again: on a CPU more than half of a

@@ -5,6 +5,7 @@ a success. Shipping a row again must be harmless (MLflow keeps one row per key, 
 between shipping and marking costs nothing. While the disk is full rows wait in memory.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -42,7 +43,7 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"{self.key} of step {self.step} was {self.was!r} and is {self.now!r} now that it was done again; the first "
+            f"{self.key} of step {self.step} was {self.was!r} and is {self.now!r} now that it was done again; the old "
             "row stays. Equal workers on equal machines would have come to the same"
         )
 
@@ -73,13 +74,15 @@ class MetricLog:
         """`begin`: the first step to come, where this one goes on; rows from there on are compared."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._mark, self._ship, self._every = path, path.with_suffix(".shipped"), ship, every
+        self._file = path.open("ab", buffering=0)
+        # A worker of a driver that was killed may live some seconds longer: nobody reads or writes before it is gone.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         _cut_torn_line(path)
         self._shared: dict[frozenset[str], frozenset[str]] = {}
         self._before: dict[tuple[int, str], float] = {}
         self._written = _written(path, self._shared, self._before, begin)
         self.difference: Difference | None = None
         self._shipped = _read_mark(self._mark, path.stat().st_size)
-        self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._failure: Exception | None = None
         self._deadline, self._done = 0.0, False

@@ -23,6 +23,8 @@ DETECTIONS = "detections.json"
 SAMPLES = "samples.png"
 TRAIN = "train"
 """The folder of Ray Train's checkpoints."""
+GROWS = "grows"
+"""The key under which all workers return that they left after a checkpoint to be more."""
 STOPPED = "stopped"
 """The key under which a worker returns why the run cannot go on."""
 

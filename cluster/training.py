@@ -27,6 +27,10 @@ from cluster.worker import Job, work
 from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
+NEVER = 1e9
+"""Seconds until Ray Train takes in new nodes by itself, in the middle of a step: `cluster.growth` does at a checkpoint."""
+START_TIMEOUT = "15"
+"""Seconds that workers wait for as many places as there were before, where a run may go on with fewer."""
 RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
 
 
@@ -52,9 +56,9 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         teachers = require_good_teachers(config)
         caches = fill_caches(config)
         require_resources(
-            config.resources.workers,
+            config.resources.least_workers,
             config.resources.threads,
-            wants_gpu(config.resources.gpu, config.resources.workers),
+            wants_gpu(config.resources.gpu, config.resources.least_workers),
         )
         tags = {"data.train": packed["train"].uid, "data.val": packed["val"].uid}
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
@@ -134,8 +138,10 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     resources = config.resources
     # Ray's own check of its workers: only where none of them is left to notice (`cluster.pulse`).
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(1.5 * resources.hang_after + 30))
+    if resources.least_workers < resources.most_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT)
     whole.tidy(folder / results.TRAIN, resources.keep)
-    gpu = wants_gpu(resources.gpu, resources.workers)
+    gpu = wants_gpu(resources.gpu, resources.least_workers)
     trainer = TorchTrainer(
         work,
         train_loop_config=asdict(Job(tree=recipes.to_tree(config), folder=str(folder), run=run)),
@@ -143,6 +149,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             num_workers=resources.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
+            elastic_resize_monitor_interval_s=NEVER,
         ),
         run_config=RayRunConfig(
             name=results.TRAIN,
@@ -159,8 +166,9 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
         follow(folder / results.METRICS, report, config.optim.steps, look=teller.look),
         closing(teller),
     ):
-        result = trainer.fit()
-    value: Any = result.return_value
+        value: Any = trainer.fit().return_value
+        while results.GROWS in value:
+            value = trainer.fit().return_value
     if results.STOPPED in value:
         raise ConfigError(f"{config.name} stopped: {value[results.STOPPED]}")
     return dict(value)

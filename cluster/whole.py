@@ -23,6 +23,14 @@ def seal(folder: Path, rank: int) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def steps_of(folder: Path) -> int | None:
+    """The steps that a checkpoint says it has; None where it does not say."""
+    try:
+        return int(json.loads((folder / FACTS).read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint; empty where it is whole."""
     try:
@@ -72,15 +80,12 @@ def _listed(snapshot: Path) -> Iterator[str]:
 
 def _checkpoints(train: Path) -> list[Path]:
     """By steps, then by name, which is the time of writing; what does not say its steps comes last."""
-    return sorted((path for path in train.glob("checkpoint_*") if path.is_dir()), key=lambda p: (_step(p), p.name))
+    return sorted((path for path in train.glob("checkpoint_*") if path.is_dir()), key=_age)
 
 
-def _step(folder: Path) -> float:
-    """The steps that a checkpoint says it has; more than any where it does not say."""
-    try:
-        return int(json.loads((folder / FACTS).read_text())["step"])
-    except (OSError, ValueError, KeyError):
-        return math.inf
+def _age(folder: Path) -> tuple[float, str]:
+    steps = steps_of(folder)
+    return (math.inf if steps is None else steps, folder.name)
 
 
 def _checked(folder: Path, rank: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from cluster import build, checkpoints, incidents, results, whole
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
+from cluster.growth import Nodes, Notice
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.pulse import Pulse
@@ -121,11 +122,15 @@ class Worker:
             done, workers = self._resume()
             forget_peak(self.device)
             with self._log(done, workers) as log, self._loader(done) as loader, self._machine_metrics():
-                self._train(log, loader, done)
+                if not self._train(log, loader, done):
+                    return {results.GROWS: True}
                 return self._finish(log, peak_bytes(self.device))
 
-    def _train(self, log: MetricLog | None, loader: Loader, done: int) -> None:
+    def _train(self, log: MetricLog | None, loader: Loader, done: int) -> bool:
+        """All steps that are left; False where the workers shall start again to be more."""
         steps = self.config.optim.steps
+        nodes = Nodes(self.config.resources, self.world, self.device.type == "cuda")
+        notice = Notice(self.config.resources.notice_every)
         waited = loader.wait_seconds
         for step in range(done, steps):
             self.pulse.at(step)
@@ -149,8 +154,20 @@ class Worker:
             every = self.config.evaluation.every
             if every and (step + 1) % every == 0 and step + 1 < steps:
                 self._evaluate(log, step + 1)
-            if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
+            leaving = notice.look(step + 1)
+            if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
                 self._checkpoint(step + 1, log)
+                if leaving and self.world.rank == 0:
+                    incidents.note(self.folder, now=f"{leaving}; saved at step {step + 1}")
+                if step + 1 < steps and nodes.room_for_more():
+                    self._note_growth(step + 1)
+                    return False
+        return True
+
+    def _note_growth(self, step: int) -> None:
+        if self.world.rank == 0:
+            told = f"a node has joined; the {self.world.size} worker(s) stop at step {step} to be more"
+            incidents.note(self.folder, what=told)
 
     def _loader(self, done: int) -> Loader:
         return Loader(
