@@ -34,7 +34,7 @@ RECIPE = [
     "data.train=24", "data.val=8", "data.image_size=128", "data.digit_size=[8,28]",
     'student={"name":"fcos","backbone":{"name":"mobilenetv2","width_mult":0.25,"norm":"group"},"width":32,'
     '"head_depth":1,"levels":[3,4,5]}',
-    "teachers.0.min_ap=0", "teachers.0.gate_images=4",
+    "teachers.0.min_ap=0", "teachers.0.gate_images=4", "teachers.0.cache=false",
     "distill.scalekd.start=0.2", 'distill.scalekd.sdf={"width":16,"token_width":16}', 'distill.scalekd.csa={"heads":2}',
     f"optim.steps={STEPS}", "optim.batch=4", "optim.warmup=1", "optim.ema=0.9",
     f"evaluation.every={EVALUATE_EVERY}", "evaluation.batch=4",

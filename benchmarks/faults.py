@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fault_disk, fault_kinds, fault_scene, fault_tracking
+from benchmarks import fault_disk, fault_kinds, fault_nodes, fault_scene, fault_tracking
 from benchmarks.fault_scene import Scene
 from benchmarks.store import Store, fingerprint
 from cluster.terminal import table
@@ -27,6 +27,9 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "all_workers": fault_kinds.all_workers,
     "disk_full": fault_disk.disk_full,
     "tracking_gone": fault_tracking.tracking_gone,
+    "node": fault_nodes.node,
+    "head": fault_nodes.head,
+    "preemption": fault_nodes.preemption,
 }
 """By name; each function's first line says what it is."""
 

@@ -1,4 +1,4 @@
-"""What the cluster gains and loses while a run trains: more workers at a checkpoint, a checkpoint before a node goes."""
+"""What the cluster gains and loses while a run trains: more workers at a checkpoint, or one more checkpoint."""
 
 import os
 import time

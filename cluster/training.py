@@ -28,7 +28,7 @@ from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
 NEVER = 1e9
-"""Seconds until Ray Train takes in new nodes by itself, in the middle of a step: `cluster.growth` does at a checkpoint."""
+"""Seconds until Ray Train takes in new nodes by itself, amid a step: `cluster.growth` does so at a checkpoint."""
 START_TIMEOUT = "15"
 """Seconds that workers wait for as many places as there were before, where a run may go on with fewer."""
 RESERVED = ("data", "caches", "gates", "mlflow_artifacts")

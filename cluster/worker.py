@@ -191,8 +191,10 @@ class Worker:
         pulse = Pulse(
             self.folder, self.world, attempt, self.config.resources.hang_after, passed=lambda: self.clock.passed
         )
-        yield pulse
-        pulse.close()
+        try:
+            yield pulse
+        finally:
+            pulse.close()
 
     @contextmanager
     def _log(self, done: int, workers: int) -> Iterator[MetricLog | None]:
