@@ -27,7 +27,7 @@ from kd.detectors import fcos
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAVE_EVERY, EVALUATE_EVERY, WORKERS = 16, 4, 6, 2
-PATIENCE = 1200.0
+PATIENCE = 3600.0
 """Seconds that anything may take on a machine that is busy with something else."""
 RECIPE = [
     "digits_scalekd",

@@ -3,7 +3,7 @@ workers do about it, without Ray, whose own part is in `make test-faults`."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,9 +16,10 @@ from cluster.metric_log import MEASURED
 from cluster.worker import Job, Worker
 from data_sharding.world import World
 from tests.cluster.test_build import recipe, save_teacher
-from tests.cluster.two_ranks import ranks
+from tests.cluster.two_ranks import Ranks
 
 pytestmark = pytest.mark.cluster
+PATIENCE = 900.0
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 7, 2, 3
 
 
@@ -70,7 +71,15 @@ def work(world: World, tree: dict[str, Any], folder: str, moment: str, step: int
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def ranks() -> Iterator[Ranks]:
+    """Two of this module's own: each case is a whole run, which takes longer than others' cases."""
+    pair = Ranks(2, patience=PATIENCE)
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
     storage = tmp_path_factory.mktemp("storage")
     settings = {
         "teachers.0.cache": False, "distill.scalekd.start": 0.2, "optim.steps": STEPS, "optim.warmup": 1,
@@ -82,7 +91,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     packing.pack_splits(config)
     folder = storage / "undisturbed"
     folder.mkdir()
-    found = ranks()(work, to_tree(config), str(folder), "never", 0)
+    found = ranks(work, to_tree(config), str(folder), "never", 0)
     assert "metrics" in found[0]
     return folder, to_tree(config)
 
@@ -108,11 +117,17 @@ def sha256(folder: Path) -> str:
     ],
 )
 def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(
-    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path, moment: str, at: int, resumed: int, redone: int
+    undisturbed: tuple[Path, dict[str, Any]],
+    ranks: Ranks,
+    tmp_path: Path,
+    moment: str,
+    at: int,
+    resumed: int,
+    redone: int,
 ) -> None:
     whole, tree = undisturbed
-    assert all(found == {"killed": True} for found in ranks()(work, tree, str(tmp_path), moment, at))
-    assert "metrics" in ranks()(work, tree, str(tmp_path), "never", 0)[0]
+    assert all(found == {"killed": True} for found in ranks(work, tree, str(tmp_path), moment, at))
+    assert "metrics" in ranks(work, tree, str(tmp_path), "never", 0)[0]
     assert sha256(tmp_path) == sha256(whole)
     assert numbers(tmp_path) == numbers(whole)
     noted = incidents.read(tmp_path)
@@ -125,15 +140,17 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(
     assert not [row for row in noted if "now" in row], "a step that was done again came out otherwise"
 
 
-def test_a_step_that_comes_out_otherwise_is_reported(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_step_that_comes_out_otherwise_is_reported(
+    undisturbed: tuple[Path, dict[str, Any]], ranks: Ranks, tmp_path: Path
+) -> None:
     """By workers that see other images, say: here the rows are changed."""
     _, tree = undisturbed
-    ranks()(work, tree, str(tmp_path), "training", 5)
+    ranks(work, tree, str(tmp_path), "training", 5)
     path = tmp_path / results.METRICS
     rows = [json.loads(line) for line in path.open()]
     for row in rows:
         row["m"] |= {"loss/total": 9.0} if row["s"] == 4 and "loss/total" in row["m"] else {}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ranks()(work, tree, str(tmp_path), "never", 0)
+    ranks(work, tree, str(tmp_path), "never", 0)
     (told,) = [row["now"] for row in incidents.read(tmp_path) if "now" in row]
     assert told.startswith("loss/total of step 4 was 9.0 and is")
