@@ -112,8 +112,9 @@ def test_a_calibrated_method_has_the_share_that_it_asks_for(
 ) -> None:
     doctor.act(recipe(distill={"pkd": {"share": 0.6, "share_steps": 2}}))
     told = capsys.readouterr().out
-    row = next(line for line in told.splitlines() if " pkd/feat " in line)
-    share, pull = (float(cell.strip().rstrip("%")) for cell in row.split("│")[3:5])
+    table = [[cell.strip() for cell in line.split("│")] for line in told.splitlines()]
+    (row,) = [cells for cells in table if cells[1:2] == ["pkd/feat"]]
+    share, pull = (float(cell.rstrip("%")) for cell in row[3:5])
     assert share == pytest.approx(60, abs=2)
     assert pull > 1, "its gradient at the pyramid"
     assert "distill.pkd.share=0.15" in told.partition("What to change\n")[2]
