@@ -15,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError
+from cluster.notes import repeated
 from cluster.packing import pack_splits
 from cluster.places import anchored
 from cluster.terminal import progress
@@ -126,7 +127,12 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with progress(f"train {config.name}") as report, follow(folder / results.METRICS, report, config.optim.steps):
+    steps = config.optim.steps
+    with (
+        progress(f"train {config.name}") as report,
+        follow(folder / results.METRICS, report, steps),
+        repeated(folder, say),
+    ):
         result = trainer.fit()
     value: Any = result.return_value
     if results.STOPPED in value:

@@ -19,13 +19,15 @@ from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
+from cluster.watching import Watch
+from data_sharding.batch import Batch
 from data_sharding.loader import Loader
 from data_sharding.world import World
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
 from kd.optimise import Ema
-from kd.step import train_step
+from kd.step import StepReport, train_step
 
 T = TypeVar("T")
 
@@ -79,6 +81,7 @@ class Worker:
     """One rank of a run."""
 
     engine: Engine
+    watch: Watch
     """There after `start`."""
 
     def __init__(self, job: Job, world: World, device: torch.device) -> None:
@@ -102,11 +105,13 @@ class Worker:
 
     def start(self) -> None:
         """Build the engine, together with all other ranks."""
-        from cluster.zero import ZeroEngine, start_deepspeed
+        from cluster.zero import ZeroEngine, kept_collectives, start_deepspeed
 
         start_deepspeed()
         optim, resources = self.config.optim, self.config.resources
         self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
+        every = self.config.tracking.ranks_every
+        self.watch = Watch(self.world, self.device, every, self.folder, kept_collectives())
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
@@ -118,16 +123,8 @@ class Worker:
             for step in range(done, steps):
                 began, began_cpu = time.perf_counter(), time.process_time()
                 batches = [batch.to(self.device) for batch in next(loader)]
-                report = train_step(
-                    self.engine,
-                    batches,
-                    self.staff.teachers,
-                    self.assistants,
-                    self.config.optim,
-                    step,
-                    self.world,
-                    self.clock,
-                )
+                with self.watch.counted():
+                    report = self._step(batches, step)
                 if self.ema is not None:
                     self.ema.update(self.student, step)
                 data, waited = loader.wait_seconds - waited, loader.wait_seconds
@@ -139,6 +136,10 @@ class Worker:
                 if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
                     self._checkpoint(step + 1)
             return self._finish(log, peak_bytes(self.device))
+
+    def _step(self, batches: list[Batch], step: int) -> StepReport:
+        teachers, optim = self.staff.teachers, self.config.optim
+        return train_step(self.engine, batches, teachers, self.assistants, optim, step, self.world, self.clock)
 
     def _loader(self, done: int) -> Loader:
         return Loader(
@@ -172,11 +173,12 @@ class Worker:
 
     def _log_step(self, log: MetricLog | None, step: int, metrics: dict[str, float], spent: dict[str, float]) -> None:
         """`spent`: seconds of the whole step, of this process's processors, and of waiting for data."""
-        times = self.clock.read() | spent
+        times = self.clock.read() | spent | {"communication": self.watch.communication()}
+        ranks = self.watch.see(step, times, self.config.optim.batch)
         if log is None:
             return
         split = {f"time/{name}_s": value for name, value in times.items()}
-        log.log(step, metrics | split | {"time/images_per_s": self.config.optim.batch / spent["step"]})
+        log.log(step, metrics | split | ranks | {"time/images_per_s": self.config.optim.batch / spent["step"]})
 
     def _evaluate(self, log: MetricLog | None, step: int) -> Score:
         """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
