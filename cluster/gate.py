@@ -58,10 +58,10 @@ def _measured(config: RunConfig, teacher: TeacherConfig) -> dict[str, float]:
 
 
 def _on_worker(look: Callable[[Mapping[str, Any], str], Any], config: RunConfig, teacher: TeacherConfig) -> Any:
-    """`look` at the teacher where there is a GPU if the run has one."""
+    """`look` at the teacher where there is a GPU if the run has one, and the teacher fits into one."""
     import ray
 
-    gpu = wants_gpu(config.resources.gpu, 1)
+    gpu = wants_gpu(config.resources.gpu, 1) and not teacher.shard
     require_resources(1, config.resources.threads, gpu)
     task = ray.remote(look).options(num_cpus=config.resources.threads, num_gpus=int(gpu))
     return ray.get(task.remote(to_tree(config), teacher.name))

@@ -17,7 +17,7 @@ from cluster.grammar import ConfigError
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, ground_truth, score
-from cluster.teaching import open_teachers
+from cluster.teaching import open_teachers, shared_out
 from cluster.tracking import RunHandle
 from cluster.watching import Watch
 from data_sharding.batch import Batch
@@ -109,7 +109,15 @@ class Worker:
 
         start_deepspeed()
         optim, resources = self.config.optim, self.config.resources
-        self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
+        self.staff = shared_out(self.staff, self.config, self.student.shapes, self.world, self.device)
+        self.engine = ZeroEngine(
+            self.distiller,
+            optim,
+            self.world,
+            stage=resources.zero,
+            precision=resources.precision,
+            offload=resources.offload,
+        )
         every = self.config.tracking.ranks_every
         self.watch = Watch(self.world, self.device, every, self.folder, kept_collectives())
 
