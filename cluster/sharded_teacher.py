@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from data_sharding.batch import Taps
 from kd.detectors.base import Detector
 
+SHARED_OUT = ("backbone", "fpn")
+"""The parts of a detector whose weights are cut."""
 WHOLE_BELOW = 100_000
 """Weights of fewer numbers are on every rank: normalisers, biases, small convolutions."""
 AHEAD = 20
@@ -55,7 +57,7 @@ class _Features(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict({n: part for n, part in detector.named_children() if n in ("backbone", "fpn")})
+        self.parts = nn.ModuleDict({n: part for n, part in detector.named_children() if n in SHARED_OUT})
         self._look = detector.features
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

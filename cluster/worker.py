@@ -126,13 +126,13 @@ class Worker:
         steps = self.config.optim.steps
         done = self._resume()
         forget_peak(self.device)
-        with self._log() as log, self._loader(done) as loader, self._machine_metrics():
+        with self._log() as log, self.loader(done) as loader, self._machine_metrics():
             waited = loader.wait_seconds
             for step in range(done, steps):
                 began, began_cpu = time.perf_counter(), time.process_time()
                 batches = [batch.to(self.device) for batch in next(loader)]
                 with self.watch.counted():
-                    report = self._step(batches, step)
+                    report = self.step(batches, step)
                 if self.ema is not None:
                     self.ema.update(self.student, step)
                 data, waited = loader.wait_seconds - waited, loader.wait_seconds
@@ -145,11 +145,13 @@ class Worker:
                     self._checkpoint(step + 1)
             return self._finish(log, peak_bytes(self.device))
 
-    def _step(self, batches: list[Batch], step: int) -> StepReport:
+    def step(self, batches: list[Batch], step: int) -> StepReport:
+        """Do one optimizer step on this rank's micro-batches, together with all other ranks."""
         teachers, optim = self.staff.teachers, self.config.optim
         return train_step(self.engine, batches, teachers, self.assistants, optim, step, self.world, self.clock)
 
-    def _loader(self, done: int) -> Loader:
+    def loader(self, done: int) -> Loader:
+        """This rank's batches behind so many steps."""
         return Loader(
             self.train.dataset,
             self.train.views,

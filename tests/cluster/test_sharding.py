@@ -22,17 +22,17 @@ from tests.cluster.test_build import recipe, save_teacher
 from tests.cluster.test_zero import save_and_load
 from tests.cluster.two_ranks import ranks
 from tests.kd import runs
-from tests.kd.runs import ADAMW, KINDS, Kind, Run, scale_kd
+from tests.kd.runs import ADAMW, Kind, Run, scale_kd
 
 # ---- activations computed again
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kind", KINDS)
-def test_recomputing_activations_changes_no_bit_of_a_run(kind: Kind) -> None:
-    """Two micro-batches, BatchNorm, a backbone that is frozen at first, and one of many blocks."""
+@pytest.mark.parametrize(("kind", "real"), [("plain", False), (0, False), (2, False), (3, True)])
+def test_recomputing_activations_changes_no_bit_of_a_run(kind: Kind, real: bool) -> None:
+    """Two micro-batches, BatchNorm, a backbone that is frozen in the first step; at stage 3 one of many blocks."""
     optim = replace(ADAMW, accumulate=2)
-    run = Run(kind=kind, optim=optim, norm="batch", real=True, distill={"scalekd": scale_kd(freeze=0.1)}, steps=3)
+    run = Run(kind=kind, optim=optim, norm="batch", real=real, distill={"scalekd": scale_kd(freeze=0.1)}, steps=2)
     plain, again = (ranks()(runs.train, r)[0] for r in (run, replace(run, recompute=True)))
     assert plain.losses == again.losses
     assert runs.same(plain.states[-1], again.states[-1])
@@ -43,7 +43,7 @@ def test_recomputing_activations_changes_no_bit_of_a_run(kind: Kind) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kind", [1, 2, 3])
+@pytest.mark.parametrize("kind", [2, 3])
 def test_an_offloaded_optimizer_goes_the_same_way_and_resumes_to_the_bit(kind: Kind, tmp_path: Path) -> None:
     """DeepSpeed adds up the norm in another order, so that clipping differs in the last digit."""
     ema = None if kind == 3 else 0.9
@@ -63,28 +63,25 @@ def test_an_optimizer_that_steps_on_the_weights_themselves_cannot_be_offloaded()
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+@pytest.mark.parametrize(("kind", "offload"), [(2, False), (3, False), (3, True)])
 def test_a_method_that_has_stopped_is_in_no_later_norm(kind: Kind, offload: bool) -> None:
-    if kind == 0 and offload:
-        pytest.skip("refused: see above")
-    run = Run(kind="plain", distill={"fitnet": fitnet.Config(start=0.0, stop=0.15, ramp=0.0)}, steps=4)
+    run = Run(kind="plain", distill={"fitnet": fitnet.Config(start=0.0, stop=0.05)}, steps=2)
     exact, mine = (ranks()(runs.train, r)[0] for r in (run, replace(run, kind=kind, offload=offload)))
-    assert "kd/fitnet/mse" in exact.losses[0] or len(exact.losses[0]) > len(exact.losses[3]), "it was on and is off"
+    assert [any(name.startswith("kd/") for name in losses) for losses in exact.losses] == [True, False]
     assert mine.norms == pytest.approx(exact.norms, rel=1e-4)
 
 
 # ---- a teacher in shards
 
 
-def looked(world: World, whole_below: int) -> dict[str, Any]:
+def looked(world: World) -> dict[str, Any]:
     """What a teacher shows of this rank's images, whole and in shards; rank 1 has one image fewer. On a rank."""
     start_deepspeed()
     student = runs.detector(0)
-    whole, shared = (runs.detector(1, width=16, real=True, norm="batch") for _ in range(2))
+    whole, shared = (runs.detector(1, width=16, norm="batch") for _ in range(2))
     settings: dict[str, Any] = {"factor": 2, "rule": "shift", "reads": frozenset({"c5", "pyramid"})}
     exact = LiveTeacher(whole, student.shapes, **settings)
-    features = share_out(shared, torch.device("cpu"), whole_below)
+    features = share_out(shared, torch.device("cpu"), whole_below=0)
     mine = LiveTeacher(shared, student.shapes, features=features, images=2, **settings)
     batches = [runs.part_of(runs.images_of(step), slice(2 * world.rank, 4 - world.rank)) for step in range(3)]
     answers = [[(taps.c5, *taps.pyramid) for taps in map(look, batches)] for look in (exact, mine)]
@@ -98,21 +95,19 @@ def looked(world: World, whole_below: int) -> dict[str, Any]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("whole_below", [0, 2000])
-def test_a_teacher_in_shards_answers_to_the_bit_and_is_half_as_large(whole_below: int) -> None:
+def test_a_teacher_in_shards_answers_to_the_bit_and_is_half_as_large() -> None:
     """Also where a rank has fewer images, three times in a row (DeepSpeed fetches ahead what it saw the first time)."""
-    first, second = ranks()(looked, whole_below)
+    first, second = ranks()(looked)
     assert first["images"] == [2, 2, 2]
     assert second["images"] == [1, 1, 1]
     for found in (first, second):
         assert found["same"]
-        assert (0.5 if whole_below == 0 else 0.6) <= found["kept"] / found["whole"] < (0.55 if whole_below == 0 else 1)
+        assert 0.5 <= found["kept"] / found["whole"] < 0.52
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kind", [0, 3])
-def test_a_student_learns_the_same_from_a_teacher_in_shards(kind: Kind) -> None:
-    run = Run(kind=kind, distill={"scalekd": scale_kd()}, steps=2)
+def test_a_student_in_shards_learns_the_same_from_a_teacher_in_shards() -> None:
+    run = Run(kind=3, distill={"scalekd": scale_kd()}, steps=2)
     whole, shared = (ranks()(runs.train, r)[0] for r in (run, replace(run, shard=True)))
     assert whole.losses == shared.losses
     assert runs.same(whole.states[-1], shared.states[-1])
@@ -122,8 +117,8 @@ def stepped(world: World, tree: dict[str, Any], folder: str) -> list[dict[str, f
     """The losses of a worker's first steps; on a rank."""
     worker = Worker(Job(tree=tree, folder=folder, run=None), world, torch.device("cpu"))
     worker.start()
-    with worker._loader(0) as loader:
-        return [worker._step(next(loader), step).losses for step in range(2)]
+    with worker.loader(0) as loader:
+        return [worker.step(next(loader), step).losses for step in range(2)]
 
 
 @pytest.mark.cluster
