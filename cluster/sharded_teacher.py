@@ -72,6 +72,7 @@ def _settings(parts: nn.Module, whole_below: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; it means nothing here
         "zero_optimization": {
             "stage": 3,
+            "memory_efficient_linear": False,  # it would replace torch's for the whole process, the student's too
             "stage3_param_persistence_threshold": whole_below,
             "stage3_prefetch_bucket_size": max(*sizes, sum(sizes) // AHEAD),
         },
