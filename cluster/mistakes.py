@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch < resources.workers * optim.accumulate:
+    if optim.batch < resources.most_workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.most_workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.most_workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
@@ -86,7 +86,7 @@ def _about_sharding(config: "RunConfig", number: int) -> list[str]:
             f"{key}: a cached teacher is not run in the steps, so there is nothing to share out; "
             f"set {key}=false, or teachers.{number}.cache=false for a live one"
         )
-    if config.resources.workers == 1:
+    if config.resources.least_workers == 1:
         lines.append(
             f"{key}: one worker holds the whole teacher however it is cut; set resources.workers to 2 or more, "
             f"or {key}=false and teachers.{number}.cache=true, which needs it only until the cache is filled"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from cluster import incidents
 from cluster.memory import peak_bytes
-from cluster.notes import note
 from cluster.pace import Pace
 from cluster.slow_ranks import SlowRanks
 from cluster.traffic import Traffic
@@ -40,6 +40,6 @@ class Watch:
         the global batch. A slow rank is noted by rank 0."""
         loads = self._pace.see(step, seconds, lambda: float(peak_bytes(self._device) or 0))
         for line in self._slow.see(step + 1, loads) if self._world.rank == 0 else ():
-            note(self._folder, line)
+            incidents.note(self._folder, now=line)
         told = [load.metrics(rank, images / self._world.size) for rank, load in enumerate(loads)]
         return {name: value for metrics in told for name, value in metrics.items()}

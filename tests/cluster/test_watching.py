@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.notes import note, repeated
+from cluster import incidents
 from cluster.pace import Load, Pace
 from cluster.slow_ranks import WINDOWS, SlowRanks
 from cluster.traffic import Traffic
@@ -83,8 +83,8 @@ def test_all_ranks_are_told_at_the_end_of_each_window_and_a_slow_one_is_noted(tm
     assert [mine[step]["ranks/student_s/0"] for step in (1, 3)] == [2.5, 4.5], "the mean over the window"
     assert mine[1]["ranks/memory_bytes/0"] > 1e6
     assert not any("cpu" in name for name in mine[1])
-    (line,) = (tmp_path / "log.txt").read_text().splitlines()
-    assert f"step {2 * WINDOWS}: rank 1 on " in line
+    (row,) = incidents.read(tmp_path)
+    assert row["now"].startswith(f"step {2 * WINDOWS}: rank 1 on ")
 
 
 def test_one_rank_alone_and_a_watch_that_is_off_tell_nothing(tmp_path: Path) -> None:
@@ -151,15 +151,3 @@ def test_torchs_own_collectives_are_counted_inside_and_untouched_outside() -> No
         assert inside > 0.0
         assert outside == 0.0
         assert restored
-
-
-# ---- the run's log
-
-
-def test_notes_of_this_start_are_repeated_to_the_person_at_the_terminal(tmp_path: Path) -> None:
-    note(tmp_path, "of yesterday")
-    said: list[str] = []
-    with repeated(tmp_path, said.append, every=0.01):
-        note(tmp_path, "rank 1 is slow")
-        note(tmp_path, "rank 1 keeps up again")
-    assert [line.partition("Z  ")[2] for line in said] == ["rank 1 is slow", "rank 1 keeps up again"]
