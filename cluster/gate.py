@@ -102,8 +102,9 @@ def _prepared(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
     config = check(tree, source="the driver's recipe")
     config = replace(config, evaluation=replace(config.evaluation, slices=None))  # it teaches on whole canvases
     torch.set_num_threads(config.resources.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     val = build.open_val(config)
     teacher = next(t for t in config.teachers if t.name == name)
+    # Ray leaves a task its node's GPUs to see, whether or not it was given one.
+    device = torch.device("cuda" if torch.cuda.is_available() and not teacher.shard else "cpu")
     detector = build.load_teacher(teacher, val.dataset.categories).detector.to(device)
     return config, teacher, val, detector, device, ground_truth(val, min(teacher.gate_images, len(val.dataset)))
