@@ -79,9 +79,10 @@ def _started(world: World, tree: dict[str, Any], folder: str) -> Worker:
 def _kept(worker: Worker, batches: list[Any]) -> int:
     """Do the first step; the bytes that autograd kept for its backward, weights left out."""
     kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in worker.distiller.parameters()}
 
     def keep(x: Tensor) -> Tensor:
-        if not isinstance(x, nn.Parameter):
+        if not isinstance(x, nn.Parameter) and x.untyped_storage().data_ptr() not in weights:
             kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
