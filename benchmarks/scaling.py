@@ -47,7 +47,10 @@ EACH = 4
 CANVAS, TAPS = (800, 1344), ((2048, 32), (256, 8), (256, 16), (256, 32), (256, 64), (256, 128))
 """Of a COCO image for the model: C5 and P3 to P7 (channels, stride) of a ResNet with a wide pyramid."""
 BYTES = {"fp16": 2.0, "int8": 1.0}
-TINY = {"name": "fcos", "backbone": {"name": "mobilenetv2", "norm": "group"}, "width": 96, "head_depth": 2}
+TINY = {
+    "name": "fcos", "backbone": {"name": "mobilenetv2", "norm": "group"}, "width": 96, "head_depth": 2,
+    "levels": [3, 4, 5, 6, 7],
+}  # fmt: skip
 
 
 def main() -> None:
@@ -100,7 +103,8 @@ def _weak(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"images_per_worker": EACH}
     for workers in (1, 2):
         settings = {
-            "data.train": 64, "data.val": 8, "data.image_size": 128, "student": TINY, "storage": str(options.storage),
+            "data.train": 64, "data.val": 8, "data.image_size": 128, "data.digit_size": [8, 28],
+            "student": TINY, "storage": str(options.storage),
             "optim.batch": EACH * workers, "resources.workers": workers, "resources.threads": 1,
         }  # fmt: skip
         config = load("digits_student", settings)

@@ -32,9 +32,16 @@ RANKS = 2
 FLOAT = 4
 MOMENTA = 2
 """Numbers that AdamW remembers per weight."""
-DATA = {"data.train": 32, "data.val": 12, "data.image_size": 128, "views.buckets": [[128, 128]]}
-R50 = {"name": "fcos", "backbone": {"name": "resnet", "depth": 50, "norm": "group"}, "levels": [3, 4, 5, 6, 7]}
-TINY = {"name": "fcos", "backbone": {"name": "mobilenetv2", "norm": "group"}, "width": 64, "head_depth": 1}
+DATA = {"data.train": 32, "data.val": 12, "data.image_size": 128, "data.digit_size": [8, 28]}
+LEVELS = [3, 4, 5, 6, 7]
+R50 = {
+    "name": "fcos", "backbone": {"name": "resnet", "depth": 50, "norm": "group"}, "width": 256, "head_depth": 4,
+    "levels": LEVELS,
+}  # fmt: skip
+TINY = {
+    "name": "fcos", "backbone": {"name": "mobilenetv2", "norm": "group"}, "width": 64, "head_depth": 1,
+    "levels": LEVELS,
+}  # fmt: skip
 R101 = fcos.Config(backbone=resnet.Config(depth=101, norm="group"))
 LARGE = fcos.Config(backbone=resnet.Config(depth=101, norm="group"), width=768, head_depth=1)
 SHARD = {"teachers.0.shard": True}
