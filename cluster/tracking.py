@@ -37,6 +37,12 @@ class TrackingConfig:
     uri: str | None = None
     """Any MLflow tracking URI; null: an SQLite file below `storage`, which must then be a folder."""
     experiment: str = "minnow"
+    ranks_every: int = 20
+    """Steps over which every worker's times and memory are averaged before all are told; 0: rank 0's alone."""
+
+    def __post_init__(self) -> None:
+        if self.ranks_every < 0:
+            raise ValueError(f"ranks_every must be >= 0, got {self.ranks_every}")
 
 
 @dataclass(frozen=True)

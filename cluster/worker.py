@@ -21,15 +21,17 @@ from cluster.pulse import Pulse
 from cluster.repeatable import repeatable
 from cluster.room import wait_for_room
 from cluster.scoring import Score, ground_truth, score
-from cluster.teaching import open_teachers
+from cluster.teaching import open_teachers, shared_out
 from cluster.tracking import RunHandle
+from cluster.watching import Watch
+from data_sharding.batch import Batch
 from data_sharding.loader import Loader
 from data_sharding.world import World
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
 from kd.optimise import Ema
-from kd.step import train_step
+from kd.step import StepReport, train_step
 
 T = TypeVar("T")
 ROUNDING = 1e-3
@@ -85,6 +87,7 @@ class Worker:
     """One rank of a run."""
 
     engine: Engine
+    watch: Watch
     """There after `start`."""
     pulse: Pulse
     """There while it runs."""
@@ -110,18 +113,28 @@ class Worker:
 
     def start(self) -> None:
         """Build the engine, together with all other ranks."""
-        from cluster.zero import ZeroEngine, start_deepspeed
+        from cluster.zero import ZeroEngine, kept_collectives, start_deepspeed
 
         start_deepspeed()
         optim, resources = self.config.optim, self.config.resources
-        self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
+        self.staff = shared_out(self.staff, self.config, self.student.shapes, self.world, self.device)
+        self.engine = ZeroEngine(
+            self.distiller,
+            optim,
+            self.world,
+            stage=resources.zero,
+            precision=resources.precision,
+            offload=resources.offload,
+        )
+        every = self.config.tracking.ranks_every
+        self.watch = Watch(self.world, self.device, every, self.folder, kept_collectives())
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
         with self._pulse() as self.pulse:
             done, workers = self._resume()
             forget_peak(self.device)
-            with self._log(done, workers) as log, self._loader(done) as loader, self._machine_metrics():
+            with self._log(done, workers) as log, self.loader(done) as loader, self._machine_metrics():
                 if not self._train(log, loader, done):
                     return {results.GROWS: True}
                 return self._finish(log, peak_bytes(self.device))
@@ -136,16 +149,8 @@ class Worker:
             self.pulse.at(step)
             began, began_cpu = time.perf_counter(), time.process_time()
             batches = [batch.to(self.device) for batch in next(loader)]
-            report = train_step(
-                self.engine,
-                batches,
-                self.staff.teachers,
-                self.assistants,
-                self.config.optim,
-                step,
-                self.world,
-                self.clock,
-            )
+            with self.watch.counted():
+                report = self.step(batches, step)
             if self.ema is not None:
                 self.ema.update(self.student, step)
             data, waited = loader.wait_seconds - waited, loader.wait_seconds
@@ -169,7 +174,13 @@ class Worker:
             told = f"a node has joined; the {self.world.size} worker(s) stop at step {step} to be more"
             incidents.note(self.folder, what=told)
 
-    def _loader(self, done: int) -> Loader:
+    def step(self, batches: list[Batch], step: int) -> StepReport:
+        """Do one optimizer step on this rank's micro-batches, together with all other ranks."""
+        teachers, optim = self.staff.teachers, self.config.optim
+        return train_step(self.engine, batches, teachers, self.assistants, optim, step, self.world, self.clock)
+
+    def loader(self, done: int) -> Loader:
+        """This rank's batches behind so many steps."""
         return Loader(
             self.train.dataset,
             self.train.views,
@@ -222,11 +233,12 @@ class Worker:
 
     def _log_step(self, log: MetricLog | None, step: int, metrics: dict[str, float], spent: dict[str, float]) -> None:
         """`spent`: seconds of the whole step, of this process's processors, and of waiting for data."""
-        times = self.clock.read() | spent
+        times = self.clock.read() | spent | {"communication": self.watch.communication()}
+        ranks = self.watch.see(step, times, self.config.optim.batch)
         if log is None:
             return
         split = {f"time/{name}_s": value for name, value in times.items()}
-        log.log(step, metrics | split | {"time/images_per_s": self.config.optim.batch / spent["step"]})
+        log.log(step, metrics | split | ranks | {"time/images_per_s": self.config.optim.batch / spent["step"]})
 
     def _evaluate(self, log: MetricLog | None, step: int) -> Score:
         """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
