@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from cluster.keeper import Keeper
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.pulse import Pulse
+from cluster.repeatable import repeatable
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
@@ -276,8 +276,6 @@ class Worker:
 
 
 def _set_up_torch(config: RunConfig) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    repeatable(config.deterministic)
     torch.set_num_threads(config.resources.threads)
     torch.manual_seed(config.seed)
