@@ -1,5 +1,5 @@
-"""A run with `resources.workers=[1, 2]` loses a node, goes on with the other, and takes in a new one at a checkpoint: the
-same batches in the same order, and the undisturbed run's losses to rounding."""
+"""A run with `resources.workers=[1, 2]` loses a node, goes on with the other, and takes in a new one at a checkpoint:
+the same batches in the same order, and the undisturbed run's losses to rounding."""
 
 import os
 import signal
