@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -11,15 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from cluster import build, checkpoints, incidents, results, whole
+from cluster import build, incidents, results
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.growth import Nodes, Notice
+from cluster.keeper import Keeper
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.pulse import Pulse
 from cluster.repeatable import repeatable
-from cluster.room import wait_for_room
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers, shared_out
 from cluster.tracking import RunHandle
@@ -132,14 +131,15 @@ class Worker:
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
         with self._pulse() as self.pulse:
-            done, workers = self._resume()
+            keeper = self._keeper()
+            done, workers = keeper.resume()
             forget_peak(self.device)
             with self._log(done, workers) as log, self.loader(done) as loader, self._machine_metrics():
-                if not self._train(log, loader, done):
+                if not self._train(log, loader, keeper, done):
                     return {results.GROWS: True}
                 return self._finish(log, peak_bytes(self.device))
 
-    def _train(self, log: MetricLog | None, loader: Loader, done: int) -> bool:
+    def _train(self, log: MetricLog | None, loader: Loader, keeper: Keeper, done: int) -> bool:
         """All steps that are left; False where the workers shall start again to be more."""
         steps = self.config.optim.steps
         nodes = Nodes(self.config.resources, self.world, self.device.type == "cuda")
@@ -161,7 +161,7 @@ class Worker:
                 self._evaluate(log, step + 1)
             leaving = notice.look(step + 1)
             if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
-                self._checkpoint(step + 1, log)
+                keeper.save(step + 1, log)
                 if leaving and self.world.rank == 0:
                     incidents.note(self.folder, now=f"{leaving}; saved at step {step + 1}")
                 if step + 1 < steps and nodes.room_for_more():
@@ -260,50 +260,15 @@ class Worker:
             log.log(step, {"time/evaluation_s": time.perf_counter() - began})
         return found
 
-    def _facts(self) -> dict[str, Any]:
-        return {"zero": self.config.resources.zero}
-
-    def _checkpoint(self, step: int, log: MetricLog | None) -> None:
-        """Save after `step` steps, whose rows of metrics are on disk before."""
-        import ray.train
-
-        with self.pulse.doing("saving"), tempfile.TemporaryDirectory(prefix="minnow_") as local:
-            checkpoints.save(
-                Path(local),
-                step=step,
-                engine=self.engine,
-                assistants=self.assistants,
-                ema=self.ema,
-                world=self.world,
-                facts=self._facts(),
-            )
-            mine = whole.seal(Path(local), self.world.rank)
-            wait_for_room(
-                self.folder,
-                sum(size for size in self.world.gather(mine) if isinstance(size, int)),
-                self.world,
-                what=f"the checkpoint of step {step}",
-                ready=lambda: log is None or _synced(log),
-                patience=self.config.resources.wait_for_room,
-                alive=self.pulse.moved,
-            )
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(local))
-
-    def _resume(self) -> tuple[int, int]:
-        """Load the newest whole checkpoint; its steps, and how many workers wrote it."""
-        found = [whole.newest(self.folder / results.TRAIN)] if self.world.rank == 0 else []
-        chosen, wrong = self.world.gather(found[0] if found else None)[0]  # pyright: ignore[reportGeneralTypeIssues] # rank 0's
-        for told in wrong if self.world.rank == 0 else []:
-            incidents.note(self.folder, what=f"a checkpoint is not whole and passed over ({told})")
-        if chosen is None:
-            return 0, self.world.size
-        return checkpoints.load(
-            chosen,
+    def _keeper(self) -> Keeper:
+        return Keeper(
+            folder=self.folder,
+            resources=self.config.resources,
+            world=self.world,
             engine=self.engine,
             assistants=self.assistants,
             ema=self.ema,
-            world=self.world,
-            facts=self._facts(),
+            pulse=self.pulse,
         )
 
     def _finish(self, log: MetricLog | None, memory: int | None) -> dict[str, Any]:
@@ -320,15 +285,6 @@ class Worker:
                 f"the result cannot be written ({error}); make room and give the same command again"
             ) from error
         return left | {"device": self.device.type, "memory_bytes": memory}
-
-
-def _synced(log: MetricLog) -> bool:
-    """Whether all rows are on disk."""
-    try:
-        log.sync()
-    except OSError:
-        return False
-    return True
 
 
 def _set_up_torch(config: RunConfig) -> None:
