@@ -14,8 +14,10 @@ from cluster.driver import ROOT, say
 from cluster.grammar import ConfigError
 
 SECRETS = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc", "auth_token",
-    ".aws", ".ssh", ".git", ".venv", "/runs", "mlflow.db", "*.safetensors", "*.pth", "*.arrow",
+    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc",
+    ".pgpass", "credentials", "auth_token", ".aws", ".ssh", ".ray", ".git", ".venv", "/runs", "/data", "mlflow.db",
+    "*.safetensors", "*.pt", "*.pth", "*.onnx", "*.arrow", "*.tar", "*.tar.gz", "*.tgz", "*.zip", "*.jpg", "*.jpeg",
+    "*.png", "*.tif", "*.tiff",
 )  # fmt: skip
 """Left out of what is sent, beside all that .gitignore names: secrets, environments, data and weights."""
 STOPPED = 130

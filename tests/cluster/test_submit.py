@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from cluster import submitting
 from cluster.grammar import ConfigError
-from cluster.submitting import STOPPED, Submission, follow, readable, submit
+from cluster.submitting import SECRETS, STOPPED, Submission, follow, readable, submit
 from tests.end_to_end.head import free_ports
 
 
@@ -110,6 +111,28 @@ def test_the_tree_goes_along_without_secrets_and_the_recipe_by_its_place_in_it(s
     assert submit(order) != first  # the same run again is another job
     with pytest.raises(ConfigError, match="only that tree is sent"):
         submit(Submission(address="there", verb="train", recipe=Path("/elsewhere.yaml"), settings=(), name="run"))
+
+
+def test_what_is_packed_holds_no_keys_environments_data_or_ignored_files(tmp_path: Path) -> None:
+    """Packed by Ray's own code, with what is left out by us."""
+    from ray._private.runtime_env.packaging import create_package
+
+    sent = ("cluster/train.py", "recipes/mine.yaml", "environment.py", "requirements.lock")
+    kept = (
+        ".env", "deep/.env", ".env.local", "node.env", "tls.pem", "deep/id_ed25519", "id_rsa.pub", ".netrc", ".pgpass",
+        "auth_token", ".ray/auth_token", ".aws/credentials", ".ssh/config", ".git/config", ".venv/bin/python",
+        "runs/run/metrics.jsonl", "data/a.json", "image.jpg", "deep/scan.png", "taps.arrow", "student.safetensors",
+        "teacher.pth", "last.pt", "set.zip", "mlflow.db", "notes/mine.txt",
+    )  # fmt: skip
+    tree = tmp_path / "tree"
+    for name in (*sent, *kept):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    (tree / ".gitignore").write_text("notes/\n")
+    create_package(str(tree), tmp_path / "sent.zip", include_gitignore=True, excludes=list(SECRETS))
+    with ZipFile(tmp_path / "sent.zip") as package:
+        names = {name for name in package.namelist() if not name.endswith("/")}
+    assert names == {*sent, ".gitignore"}
 
 
 def test_a_setting_that_holds_a_secret_of_the_environment_is_named_not_shown() -> None:
