@@ -24,7 +24,7 @@ def examine(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> Area:
     rows = memory_rows(config, bench, steps)
     device = bench.device.type == "cuda"
     each = sum(int(bytes) for _, bytes, _ in rows)
-    here = 1 if device else min(config.resources.workers, max(1, cores() // config.resources.threads))
+    here = 1 if device else min(config.resources.most_workers, max(1, cores() // config.resources.threads))
     total = torch.cuda.get_device_properties(bench.device).total_memory if device else memory()
     whose = "its GPU" if device else f"this machine ({here} worker(s))"
     told = f"about {size(each)} per worker; {whose} has {size(total)}"
@@ -38,7 +38,7 @@ def examine(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> Area:
 
 def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[tuple[str, float, str]]:
     """(part, bytes, how it was found) of one worker; ZeRO shares out optimizer, gradients and weights."""
-    stage, workers, micro = config.resources.zero, config.resources.workers, config.micro_batch
+    stage, workers, micro = config.resources.zero, config.resources.least_workers, config.micro_batch
     student = steps[0].student_parameters
     owned = student + sum(d.parameters - d.student_parameters for d in steps)
     assistants = sum(d.assistant_parameters for d in steps)
@@ -76,12 +76,12 @@ def _fits(config: RunConfig, rows: Sequence[tuple[str, float, str]], told: str, 
     if needed < ROOMY * total:
         return Finding(check="memory", found=told)
     largest = max(rows, key=lambda row: row[1])[0]
-    share = config.optim.batch // config.resources.workers
+    share = config.optim.batch // config.resources.least_workers
     pieces = (n for n in range(config.optim.accumulate + 1, share + 1) if share % n == 0)
     accumulate = next(pieces, None)
     if largest in ("activations", "batches ahead") and accumulate is not None:
         fix = f"optim.accumulate={accumulate} (the same gradient in smaller pieces)"
-    elif config.resources.workers > 1 and config.resources.zero < 2:
+    elif config.resources.least_workers > 1 and config.resources.zero < 2:
         fix = "resources.zero=2"
     else:
         fix = "a smaller student or canvas, or fewer workers on a machine"

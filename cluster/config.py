@@ -75,7 +75,7 @@ class RunConfig:
     @property
     def micro_batch(self) -> int:
         """Images per forward and worker, at most: where they cannot share evenly, some have one fewer."""
-        return -(-self.optim.batch // (self.resources.workers * self.optim.accumulate))
+        return -(-self.optim.batch // (self.resources.least_workers * self.optim.accumulate))
 
 
 @cache

@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch < resources.workers * optim.accumulate:
+    if optim.batch < resources.most_workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.most_workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.most_workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")

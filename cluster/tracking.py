@@ -8,7 +8,7 @@ import json
 import logging
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +81,11 @@ class RunHandle:
         for key, value in tags.items():
             client.set_tag(self.run_id, key, value)
 
+    def tell(self, status: Status) -> None:
+        """`close`, where the server answers: what is being told already matters more."""
+        with suppress(Exception):
+            self.close(status)
+
     def close(self, status: Status) -> None:
         """Tell how the run ended."""
         _client(self.uri).set_terminated(self.run_id, status)
@@ -109,12 +114,38 @@ def open_run(config: "RunConfig", storage: Path | str, tags: Mapping[str, str] |
     """
     uri, artifacts, folder = _places(config, storage)
     # A fresh SQLite database opened by several processes at once dies in its own migrations.
-    with _locked(folder.parent / "mlflow.lock"):
+    with _locked(folder.parent / "mlflow.lock"), _answering(uri):
         client = _client(uri)
         experiment = _experiment(client, config.tracking.experiment, artifacts)
         handle = _continued(client, uri, folder) or _started(client, uri, experiment, config.name, folder)
         _describe(client, handle, config, tags or {})
     return handle
+
+
+class TrackerAway(ConfigError):
+    """The tracking server does not answer."""
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """TrackerAway where the server does not answer at all."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except MlflowException as error:
+        if isinstance(error, RestException) or "://" not in uri or not uri.startswith("http"):
+            raise
+        raise TrackerAway(
+            f"tracking.uri: {uri} does not answer; start the server, or leave tracking.uri out"
+        ) from error
+
+
+def remembered(config: "RunConfig", storage: Path | str) -> RunHandle | None:
+    """The run that the folder of `config` remembers, without asking the server; None where it was never begun."""
+    uri, _, folder = _places(config, storage)
+    path = folder / RUN_FILE
+    return RunHandle(json.loads(path.read_text())["run_id"], uri) if path.exists() else None
 
 
 def _places(config: "RunConfig", storage: Path | str) -> tuple[str, str | None, Path]:

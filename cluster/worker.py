@@ -1,8 +1,8 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from cluster import build, checkpoints, results
+from cluster import build, checkpoints, incidents, results, whole
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
+from cluster.growth import Nodes, Notice
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
+from cluster.pulse import Pulse
+from cluster.repeatable import repeatable
+from cluster.room import wait_for_room
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
@@ -28,6 +32,8 @@ from kd.optimise import Ema
 from kd.step import train_step
 
 T = TypeVar("T")
+ROUNDING = 1e-3
+"""The relative difference of a metric that another order of sums may make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,8 @@ class Worker:
 
     engine: Engine
     """There after `start`."""
+    pulse: Pulse
+    """There while it runs."""
 
     def __init__(self, job: Job, world: World, device: torch.device) -> None:
         """Everything that a rank can do alone."""
@@ -110,35 +118,56 @@ class Worker:
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
+        with self._pulse() as self.pulse:
+            done, workers = self._resume()
+            forget_peak(self.device)
+            with self._log(done, workers) as log, self._loader(done) as loader, self._machine_metrics():
+                if not self._train(log, loader, done):
+                    return {results.GROWS: True}
+                return self._finish(log, peak_bytes(self.device))
+
+    def _train(self, log: MetricLog | None, loader: Loader, done: int) -> bool:
+        """All steps that are left; False where the workers shall start again to be more."""
         steps = self.config.optim.steps
-        done = self._resume()
-        forget_peak(self.device)
-        with self._log() as log, self._loader(done) as loader, self._machine_metrics():
-            waited = loader.wait_seconds
-            for step in range(done, steps):
-                began, began_cpu = time.perf_counter(), time.process_time()
-                batches = [batch.to(self.device) for batch in next(loader)]
-                report = train_step(
-                    self.engine,
-                    batches,
-                    self.staff.teachers,
-                    self.assistants,
-                    self.config.optim,
-                    step,
-                    self.world,
-                    self.clock,
-                )
-                if self.ema is not None:
-                    self.ema.update(self.student, step)
-                data, waited = loader.wait_seconds - waited, loader.wait_seconds
-                spent = {"step": time.perf_counter() - began, "cpu": time.process_time() - began_cpu, "data": data}
-                self._log_step(log, step, report.metrics(), spent)
-                every = self.config.evaluation.every
-                if every and (step + 1) % every == 0 and step + 1 < steps:
-                    self._evaluate(log, step + 1)
-                if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
-                    self._checkpoint(step + 1)
-            return self._finish(log, peak_bytes(self.device))
+        nodes = Nodes(self.config.resources, self.world, self.device.type == "cuda")
+        notice = Notice(self.config.resources.notice_every)
+        waited = loader.wait_seconds
+        for step in range(done, steps):
+            self.pulse.at(step)
+            began, began_cpu = time.perf_counter(), time.process_time()
+            batches = [batch.to(self.device) for batch in next(loader)]
+            report = train_step(
+                self.engine,
+                batches,
+                self.staff.teachers,
+                self.assistants,
+                self.config.optim,
+                step,
+                self.world,
+                self.clock,
+            )
+            if self.ema is not None:
+                self.ema.update(self.student, step)
+            data, waited = loader.wait_seconds - waited, loader.wait_seconds
+            spent = {"step": time.perf_counter() - began, "cpu": time.process_time() - began_cpu, "data": data}
+            self._log_step(log, step, report.metrics(), spent)
+            every = self.config.evaluation.every
+            if every and (step + 1) % every == 0 and step + 1 < steps:
+                self._evaluate(log, step + 1)
+            leaving = notice.look(step + 1)
+            if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
+                self._checkpoint(step + 1, log)
+                if leaving and self.world.rank == 0:
+                    incidents.note(self.folder, now=f"{leaving}; saved at step {step + 1}")
+                if step + 1 < steps and nodes.room_for_more():
+                    self._note_growth(step + 1)
+                    return False
+        return True
+
+    def _note_growth(self, step: int) -> None:
+        if self.world.rank == 0:
+            told = f"a node has joined; the {self.world.size} worker(s) stop at step {step} to be more"
+            incidents.note(self.folder, what=told)
 
     def _loader(self, done: int) -> Loader:
         return Loader(
@@ -157,13 +186,34 @@ class Worker:
         )
 
     @contextmanager
-    def _log(self) -> Iterator[MetricLog | None]:
+    def _pulse(self) -> Iterator[Pulse]:
+        attempt = str(self.world.gather(uuid.uuid4().hex)[0])
+        pulse = Pulse(
+            self.folder, self.world, attempt, self.config.resources.hang_after, passed=lambda: self.clock.passed
+        )
+        try:
+            yield pulse
+        finally:
+            pulse.close()
+
+    @contextmanager
+    def _log(self, done: int, workers: int) -> Iterator[MetricLog | None]:
+        """Rank 0's. `workers`: as many wrote the checkpoint of step `done`."""
         if self.world.rank != 0:
             yield None
             return
-        log = MetricLog(self.folder / results.METRICS, self.handle.ship if self.handle else lambda rows: None)
+        ship = self.handle.ship if self.handle else lambda rows: None
+        log = MetricLog(self.folder / results.METRICS, ship, begin=done)
+        if done or log.reached:
+            incidents.note_resumed(
+                self.folder, step=done, reached=log.reached, total=self.config.optim.steps, world=self.world
+            )
         try:
             yield log
+            # Ranks sum in another order when they are another number; a GPU may do so by itself.
+            allowed = 0.0 if workers == self.world.size and self.config.deterministic else ROUNDING
+            if log.difference is not None and not log.difference.relative <= allowed:
+                incidents.note(self.folder, now=str(log.difference))
         finally:
             log.close()
 
@@ -182,15 +232,17 @@ class Worker:
         """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
         self.replica.load_state_dict(self.engine.student_state() if self.ema is None else self.ema.state_dict())
         began = time.perf_counter()
-        found = score(
-            self.replica,
-            self.val,
-            self.truth,
-            self.config.evaluation,
-            world=self.world,
-            device=self.device,
-            threads=self.config.resources.threads,
-        )
+        with self.pulse.doing("evaluating"):
+            found = score(
+                self.replica,
+                self.val,
+                self.truth,
+                self.config.evaluation,
+                world=self.world,
+                device=self.device,
+                threads=self.config.resources.threads,
+                progress=self.pulse.moved,
+            )
         if log is not None:
             log.log(step, {f"val/{n}": v for n, v in found.metrics.items()})
             log.log(step, {"time/evaluation_s": time.perf_counter() - began})
@@ -199,10 +251,11 @@ class Worker:
     def _facts(self) -> dict[str, Any]:
         return {"zero": self.config.resources.zero}
 
-    def _checkpoint(self, step: int) -> None:
+    def _checkpoint(self, step: int, log: MetricLog | None) -> None:
+        """Save after `step` steps, whose rows of metrics are on disk before."""
         import ray.train
 
-        with tempfile.TemporaryDirectory(prefix="minnow_") as local:
+        with self.pulse.doing("saving"), tempfile.TemporaryDirectory(prefix="minnow_") as local:
             checkpoints.save(
                 Path(local),
                 step=step,
@@ -212,23 +265,34 @@ class Worker:
                 world=self.world,
                 facts=self._facts(),
             )
+            mine = whole.seal(Path(local), self.world.rank)
+            wait_for_room(
+                self.folder,
+                sum(size for size in self.world.gather(mine) if isinstance(size, int)),
+                self.world,
+                what=f"the checkpoint of step {step}",
+                ready=lambda: log is None or _synced(log),
+                patience=self.config.resources.wait_for_room,
+                alive=self.pulse.moved,
+            )
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(local))
 
-    def _resume(self) -> int:
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            return checkpoints.load(
-                Path(folder),
-                engine=self.engine,
-                assistants=self.assistants,
-                ema=self.ema,
-                world=self.world,
-                facts=self._facts(),
-            )
+    def _resume(self) -> tuple[int, int]:
+        """Load the newest whole checkpoint; its steps, and how many workers wrote it."""
+        found = [whole.newest(self.folder / results.TRAIN)] if self.world.rank == 0 else []
+        chosen, wrong = self.world.gather(found[0] if found else None)[0]  # pyright: ignore[reportGeneralTypeIssues] # rank 0's
+        for told in wrong if self.world.rank == 0 else []:
+            incidents.note(self.folder, what=f"a checkpoint is not whole and passed over ({told})")
+        if chosen is None:
+            return 0, self.world.size
+        return checkpoints.load(
+            chosen,
+            engine=self.engine,
+            assistants=self.assistants,
+            ema=self.ema,
+            world=self.world,
+            facts=self._facts(),
+        )
 
     def _finish(self, log: MetricLog | None, memory: int | None) -> dict[str, Any]:
         """Evaluate, save the student alone, and leave the result and pictures in the run's folder. `memory`: the most
@@ -236,15 +300,26 @@ class Worker:
         found = self._evaluate(log, self.config.optim.steps)
         if self.world.rank != 0:
             return {}
-        left = results.leave(
-            self.folder, self.config, self.replica, self.val, found, self.handle, log, self.config.optim.steps
-        )
+        try:
+            left = results.leave(self.folder, self.config, self.replica, self.val, found, log, self.config.optim.steps)
+        except OSError as error:
+            # All other ranks are done: the last checkpoint is written, the same command does this again.
+            raise ConfigError(
+                f"the result cannot be written ({error}); make room and give the same command again"
+            ) from error
         return left | {"device": self.device.type, "memory_bytes": memory}
 
 
+def _synced(log: MetricLog) -> bool:
+    """Whether all rows are on disk."""
+    try:
+        log.sync()
+    except OSError:
+        return False
+    return True
+
+
 def _set_up_torch(config: RunConfig) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    repeatable(config.deterministic)
     torch.set_num_threads(config.resources.threads)
     torch.manual_seed(config.seed)
