@@ -139,6 +139,8 @@ def _client(address: str) -> Any:
 
 
 def _asked(address: str, act: Callable[[], Any]) -> Any:
+    from ray.exceptions import AuthenticationError
+
     try:
         return act()
     except ConnectionError as error:
@@ -146,8 +148,8 @@ def _asked(address: str, act: Callable[[], Any]) -> Any:
             f"no job server answers at {address} ({_short(error)}); is the cluster up, and the tunnel open? "
             "(ssh -L 8265:127.0.0.1:8265 USER@HEAD)"
         ) from error
-    except RuntimeError as error:
-        if any(word in str(error) for word in ("401", "403", "uthenticat", "RAY_AUTH_TOKEN")):
+    except (AuthenticationError, RuntimeError) as error:
+        if isinstance(error, AuthenticationError) or "RAY_AUTH_TOKEN" in str(error):
             raise ConfigError(
                 f"{address} asks for a token and did not get the right one; copy the cluster's ~/.ray/auth_token here "
                 "(chmod 600), or point RAY_AUTH_TOKEN_PATH at it"

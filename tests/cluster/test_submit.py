@@ -1,11 +1,14 @@
 """Sending a job: what goes along, what comes back, and what is refused before anything is sent."""
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zipfile import ZipFile
 
@@ -141,6 +144,33 @@ def test_a_setting_that_holds_a_secret_of_the_environment_is_named_not_shown() -
     )
     assert found == ["tracking.uri"]
     assert readable(["a=1"], {"X_TOKEN": "1", "EMPTY_TOKEN": ""}) == []
+
+
+class Doorkeeper(BaseHTTPRequestHandler):
+    """Answers as Ray's job server does to who has no token, or a wrong one."""
+
+    def do_GET(self) -> None:
+        self.send_response(403 if "Authorization" in self.headers else 401)
+        self.end_headers()
+        self.wfile.write(b"Unauthorized")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the test's output is no log."""
+
+
+@pytest.mark.parametrize("token", ["0" * 64, None])
+def test_a_server_that_refuses_is_told_in_a_persons_words(token: str | None, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path)} | ({} if token is None else {"RAY_AUTH_TOKEN": token})
+    with HTTPServer(("127.0.0.1", 0), Doorkeeper) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        words = [f"storage={tmp_path}", "--address", f"http://127.0.0.1:{server.server_port}"]
+        command = [sys.executable, "-m", "cluster.submit", "digits_student", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        server.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert "asks for a token and did not get the right one" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_relative_paths_and_a_missing_server_are_told_before_anything_is_sent(tmp_path: Path) -> None:
