@@ -26,16 +26,12 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOCAL_ENVIRONMENT = {
     # Else the core tells a person at the terminal of its actors' reference counts. (Of a running cluster's core it
     # would tell that it was told so.)
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Nobody takes this machine's only node away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Where Ray takes clusters for unsupported, its servers listen on loopback alone; else on every interface. Of the
-    # workers' own channels gloo follows Ray's address; torch's store for more than one worker does not.
-    ONE_MACHINE: "0",
 }
 WORKER_MEMORY = {
     # glibc gives large blocks back at once and every step faults its activations in again: on a CPU more than half of a
@@ -75,7 +71,6 @@ def _use_host_interface() -> None:
 def ray_started() -> Iterator[None]:
     """Ray for the time inside: the cluster this process was submitted to, else a local one on loopback."""
     import ray
-    from ray._private import ray_constants
 
     if ray.is_initialized():  # an outer command started it
         yield
@@ -83,8 +78,6 @@ def ray_started() -> Iterator[None]:
     address = cluster_address()
     variables = ENVIRONMENT | (LOCAL_ENVIRONMENT if address == "local" else {})
     os.environ.update({key: value for key, value in variables.items() if key not in os.environ})
-    if address == "local":  # Ray has read the variable already, where it was imported before
-        ray_constants.ENABLE_RAY_CLUSTER = os.environ[ONE_MACHINE] == "1"
     ray.init(
         address=address,
         logging_level=logging.ERROR,
