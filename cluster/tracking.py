@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from cluster.grammar import ConfigError
 from cluster.metric_log import Row
@@ -35,7 +36,8 @@ class TrackingConfig:
     """Where the record of the run is kept."""
 
     uri: str | None = None
-    """Any MLflow tracking URI; null: an SQLite file below `storage`, which must then be a folder."""
+    """Any MLflow tracking URI, without a password in it; null: an SQLite file below `storage`, which must then be a
+    folder."""
     experiment: str = "minnow"
     ranks_every: int = 20
     """Steps over which every worker's times and memory are averaged before all are told; 0: rank 0's alone."""
@@ -43,6 +45,20 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if self.ranks_every < 0:
             raise ValueError(f"ranks_every must be >= 0, got {self.ranks_every}")
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and _holds_password(self.uri):
+            raise ValueError(
+                f"uri={urlsplit(self.uri).scheme}://... holds a password, which would end up in logs, parameters and "
+                "files; take it out and give it by the environment (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN for a server, PGPASSWORD for PostgreSQL)"
+            )
+
+
+def _holds_password(uri: str) -> bool:
+    parts = urlsplit(uri)
+    words = ("password", "passwd", "token", "secret")
+    return ":" in parts.netloc.rpartition("@")[0] or any(word in parts.query.lower() for word in words)
 
 
 @dataclass(frozen=True)

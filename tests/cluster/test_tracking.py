@@ -276,6 +276,28 @@ def _tree(config: RunConfig) -> dict[str, object]:
     return {key: value for key, value in to_tree(config).items() if key != "resources"}
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://someone:geheim1234@host:5000",
+        "http://:geheim1234@host",
+        "postgresql://someone:geheim1234@host/runs",
+        "postgresql://host/runs?user=someone&password=geheim1234",
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking: .*MLFLOW_TRACKING_PASSWORD") as told:
+        load("digits_student", {"tracking.uri": uri})
+    assert "geheim1234" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://host:5000", "postgresql://someone@host:5432/runs", "sqlite:////data/mlflow.db", "file:/data/runs"]
+)
+def test_an_address_without_a_password_is_taken(uri: str) -> None:
+    assert load("digits_student", {"tracking.uri": uri}).tracking.uri == uri
+
+
 def test_the_record_needs_a_folder(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="needs a folder"):
         open_run(config, "s3://bucket/runs")
