@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from cluster.build import LoadedTeacher
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_machine import cores, memory
 from cluster.checkup_steps import Bench, Dry
 from cluster.config import RunConfig
+from cluster.sharded_teacher import SHARED_OUT
 
 FLOAT = 4
 PROCESS = 1.0e9
@@ -42,7 +44,8 @@ def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[t
     student = steps[0].student_parameters
     owned = student + sum(d.parameters - d.student_parameters for d in steps)
     assistants = sum(d.assistant_parameters for d in steps)
-    teachers = sum(p.numel() for t in bench.loaded.values() for p in t.detector.parameters())
+    teachers = sum(_numbers(t, workers) for t in bench.loaded.values())
+    host = config.resources.offload and bench.device.type == "cuda"
     least = min(d.saved_bytes for d in steps)  # the student's own, and at most so much of a method's
     kept = least + sum(d.saved_bytes - least for d in steps)
     taps = sum(_tap_bytes(t) for t in bench.looks[0].taught.values()) / len(bench.batch)
@@ -57,7 +60,7 @@ def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[t
         ("process", CUDA_CONTEXT if bench.device.type == "cuda" else PROCESS, "libraries, estimated"),
         ("weights", owned * FLOAT / divided(3), f"{owned / 1e6:.2f} M of student and adapters"),
         ("gradients", owned * FLOAT / divided(2), f"ZeRO {stage}"),
-        ("optimizer", owned * FLOAT * states / divided(1), f"{config.optim.optimizer}, ZeRO {stage}"),
+        ("optimizer", 0 if host else owned * FLOAT * states / divided(1), f"{config.optim.optimizer}, ZeRO {stage}"),
         ("copies", student * FLOAT * (1 + (config.optim.ema is not None)), "for evaluation and averaging"),
         ("assistants", assistants * FLOAT * 4, "weights, gradients, Adam"),
         ("teachers", teachers * FLOAT, ", ".join(bench.loaded) or "none"),
@@ -65,6 +68,16 @@ def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[t
         ("batches ahead", (pixels + taps) * ahead, f"{ahead} images, prefetch {config.resources.prefetch}"),
     ]
     return [row for row in rows if row[1] > 0]
+
+
+def _numbers(teacher: LoadedTeacher, workers: int) -> float:
+    """Weights that one worker keeps: a sharded teacher's head stays whole."""
+    whole = sum(p.numel() for p in teacher.detector.parameters())
+    if not teacher.config.shard:
+        return whole
+    parts = [part for name, part in teacher.detector.named_children() if name in SHARED_OUT]
+    cut = sum(p.numel() for part in parts for p in part.parameters())
+    return whole - cut + cut / workers
 
 
 def _tap_bytes(taps: object) -> int:

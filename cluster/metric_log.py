@@ -23,7 +23,7 @@ LAST_PAUSE = 0.1
 """Seconds between two tries while the log is closing."""
 STEPPED = "loss/total"
 """A key that every training step writes, and no other row."""
-MEASURED = ("time/", "student/")
+MEASURED = ("time/", "ranks/", "student/")
 """Keys whose values are another time's measurement when a step is done again."""
 
 

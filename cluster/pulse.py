@@ -14,9 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.incidents import note
 from data_sharding.world import World
@@ -112,6 +114,9 @@ class Pulse:
     def _end(self, told: Mapping[int, str]) -> None:
         what = "; ".join(f"rank {rank} hangs: {why}" for rank, why in told.items())
         note(self._run_folder, what=f"{what}; no rank has moved for {self._patience:.0f} s", ranks=sorted(told))
+        signs = self._signs()
+        for rank in told:
+            _end_beside(signs[rank])
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -154,6 +159,14 @@ class Watch:
 def forget(folder: Path) -> None:
     """Delete the signs of life of a run that has ended."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _end_beside(sign: Sign) -> None:
+    """End the process of a sign where it is another worker of this node: one that is stopped hears no other word."""
+    with suppress(OSError, psutil.Error):
+        process = psutil.Process(int(sign.get("process", 0)))
+        if sign.get("host") == socket.gethostname() and process.ppid() == os.getppid():
+            process.kill()
 
 
 def _sign(path: Path, attempt: str) -> Sign:

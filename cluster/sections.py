@@ -44,6 +44,9 @@ class TeacherConfig:
     """Taps that are stored in another way: `{c5: fp16}`."""
     stores: tuple[Literal["c5", "pyramid"], ...] = ()
     """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
+    shard: bool = False
+    """A live teacher too large for one device: every worker keeps a part of its backbone and pyramid (ZeRO-3), and
+    gathers layer by layer. The same answers, slower."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
@@ -130,6 +133,11 @@ class ResourcesConfig:
     """CPU cores per worker."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
+    offload: bool = False
+    """Keep the optimizer's share (weights, momenta, gradients) in the host's memory and step there; needs `zero`."""
+    activation_checkpointing: bool = False
+    """Compute the backbone's blocks again in the backward instead of keeping what they made: less memory, about a
+    third more time, the same bits."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The student's forward; weights and optimizer stay float32."""
     prefetch: int = 2

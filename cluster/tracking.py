@@ -39,6 +39,12 @@ class TrackingConfig:
     """Any MLflow tracking URI, without a password in it; null: an SQLite file below `storage`, which must then be a
     folder."""
     experiment: str = "minnow"
+    ranks_every: int = 20
+    """Steps over which every worker's times and memory are averaged before all are told; 0: rank 0's alone."""
+
+    def __post_init__(self) -> None:
+        if self.ranks_every < 0:
+            raise ValueError(f"ranks_every must be >= 0, got {self.ranks_every}")
 
     def __post_init__(self) -> None:
         if self.uri is not None and _holds_password(self.uri):

@@ -163,8 +163,8 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     teller = Teller(folder, config.name, say)
     with (
         progress(f"train {config.name}") as report,
+        closing(teller),  # after the thread that looks has ended
         follow(folder / results.METRICS, report, config.optim.steps, look=teller.look),
-        closing(teller),
     ):
         value: Any = trainer.fit().return_value
         while results.GROWS in value:

@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -11,25 +10,27 @@ from typing import Any, TypeVar
 
 import torch
 
-from cluster import build, checkpoints, incidents, results, whole
+from cluster import build, incidents, results
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.growth import Nodes, Notice
+from cluster.keeper import Keeper
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
 from cluster.pulse import Pulse
 from cluster.repeatable import repeatable
-from cluster.room import wait_for_room
 from cluster.scoring import Score, ground_truth, score
-from cluster.teaching import open_teachers
+from cluster.teaching import open_teachers, shared_out
 from cluster.tracking import RunHandle
+from cluster.watching import Watch
+from data_sharding.batch import Batch
 from data_sharding.loader import Loader
 from data_sharding.world import World
 from kd.clock import Clock
 from kd.distiller import Distiller
 from kd.engine import Engine
 from kd.optimise import Ema
-from kd.step import train_step
+from kd.step import StepReport, train_step
 
 T = TypeVar("T")
 ROUNDING = 1e-3
@@ -85,6 +86,7 @@ class Worker:
     """One rank of a run."""
 
     engine: Engine
+    watch: Watch
     """There after `start`."""
     pulse: Pulse
     """There while it runs."""
@@ -110,23 +112,34 @@ class Worker:
 
     def start(self) -> None:
         """Build the engine, together with all other ranks."""
-        from cluster.zero import ZeroEngine, start_deepspeed
+        from cluster.zero import ZeroEngine, kept_collectives, start_deepspeed
 
         start_deepspeed()
         optim, resources = self.config.optim, self.config.resources
-        self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
+        self.staff = shared_out(self.staff, self.config, self.student.shapes, self.world, self.device)
+        self.engine = ZeroEngine(
+            self.distiller,
+            optim,
+            self.world,
+            stage=resources.zero,
+            precision=resources.precision,
+            offload=resources.offload,
+        )
+        every = self.config.tracking.ranks_every
+        self.watch = Watch(self.world, self.device, every, self.folder, kept_collectives())
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint, or the beginning, to the end of the schedule."""
         with self._pulse() as self.pulse:
-            done, workers = self._resume()
+            keeper = self._keeper()
+            done, workers = keeper.resume()
             forget_peak(self.device)
-            with self._log(done, workers) as log, self._loader(done) as loader, self._machine_metrics():
-                if not self._train(log, loader, done):
+            with self._log(done, workers) as log, self.loader(done) as loader, self._machine_metrics():
+                if not self._train(log, loader, keeper, done):
                     return {results.GROWS: True}
                 return self._finish(log, peak_bytes(self.device))
 
-    def _train(self, log: MetricLog | None, loader: Loader, done: int) -> bool:
+    def _train(self, log: MetricLog | None, loader: Loader, keeper: Keeper, done: int) -> bool:
         """All steps that are left; False where the workers shall start again to be more."""
         steps = self.config.optim.steps
         nodes = Nodes(self.config.resources, self.world, self.device.type == "cuda")
@@ -136,16 +149,8 @@ class Worker:
             self.pulse.at(step)
             began, began_cpu = time.perf_counter(), time.process_time()
             batches = [batch.to(self.device) for batch in next(loader)]
-            report = train_step(
-                self.engine,
-                batches,
-                self.staff.teachers,
-                self.assistants,
-                self.config.optim,
-                step,
-                self.world,
-                self.clock,
-            )
+            with self.watch.counted():
+                report = self.step(batches, step)
             if self.ema is not None:
                 self.ema.update(self.student, step)
             data, waited = loader.wait_seconds - waited, loader.wait_seconds
@@ -156,7 +161,7 @@ class Worker:
                 self._evaluate(log, step + 1)
             leaving = notice.look(step + 1)
             if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
-                self._checkpoint(step + 1, log)
+                keeper.save(step + 1, log)
                 if leaving and self.world.rank == 0:
                     incidents.note(self.folder, now=f"{leaving}; saved at step {step + 1}")
                 if step + 1 < steps and nodes.room_for_more():
@@ -169,7 +174,13 @@ class Worker:
             told = f"a node has joined; the {self.world.size} worker(s) stop at step {step} to be more"
             incidents.note(self.folder, what=told)
 
-    def _loader(self, done: int) -> Loader:
+    def step(self, batches: list[Batch], step: int) -> StepReport:
+        """Do one optimizer step on this rank's micro-batches, together with all other ranks."""
+        teachers, optim = self.staff.teachers, self.config.optim
+        return train_step(self.engine, batches, teachers, self.assistants, optim, step, self.world, self.clock)
+
+    def loader(self, done: int) -> Loader:
+        """This rank's batches behind so many steps."""
         return Loader(
             self.train.dataset,
             self.train.views,
@@ -222,11 +233,12 @@ class Worker:
 
     def _log_step(self, log: MetricLog | None, step: int, metrics: dict[str, float], spent: dict[str, float]) -> None:
         """`spent`: seconds of the whole step, of this process's processors, and of waiting for data."""
-        times = self.clock.read() | spent
+        times = self.clock.read() | spent | {"communication": self.watch.communication()}
+        ranks = self.watch.see(step, times, self.config.optim.batch)
         if log is None:
             return
         split = {f"time/{name}_s": value for name, value in times.items()}
-        log.log(step, metrics | split | {"time/images_per_s": self.config.optim.batch / spent["step"]})
+        log.log(step, metrics | split | ranks | {"time/images_per_s": self.config.optim.batch / spent["step"]})
 
     def _evaluate(self, log: MetricLog | None, step: int) -> Score:
         """Score the averaged weights where they are kept, else the student's, in a whole replica of its own."""
@@ -248,50 +260,15 @@ class Worker:
             log.log(step, {"time/evaluation_s": time.perf_counter() - began})
         return found
 
-    def _facts(self) -> dict[str, Any]:
-        return {"zero": self.config.resources.zero}
-
-    def _checkpoint(self, step: int, log: MetricLog | None) -> None:
-        """Save after `step` steps, whose rows of metrics are on disk before."""
-        import ray.train
-
-        with self.pulse.doing("saving"), tempfile.TemporaryDirectory(prefix="minnow_") as local:
-            checkpoints.save(
-                Path(local),
-                step=step,
-                engine=self.engine,
-                assistants=self.assistants,
-                ema=self.ema,
-                world=self.world,
-                facts=self._facts(),
-            )
-            mine = whole.seal(Path(local), self.world.rank)
-            wait_for_room(
-                self.folder,
-                sum(size for size in self.world.gather(mine) if isinstance(size, int)),
-                self.world,
-                what=f"the checkpoint of step {step}",
-                ready=lambda: log is None or _synced(log),
-                patience=self.config.resources.wait_for_room,
-                alive=self.pulse.moved,
-            )
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(local))
-
-    def _resume(self) -> tuple[int, int]:
-        """Load the newest whole checkpoint; its steps, and how many workers wrote it."""
-        found = [whole.newest(self.folder / results.TRAIN)] if self.world.rank == 0 else []
-        chosen, wrong = self.world.gather(found[0] if found else None)[0]  # pyright: ignore[reportGeneralTypeIssues] # rank 0's
-        for told in wrong if self.world.rank == 0 else []:
-            incidents.note(self.folder, what=f"a checkpoint is not whole and passed over ({told})")
-        if chosen is None:
-            return 0, self.world.size
-        return checkpoints.load(
-            chosen,
+    def _keeper(self) -> Keeper:
+        return Keeper(
+            folder=self.folder,
+            resources=self.config.resources,
+            world=self.world,
             engine=self.engine,
             assistants=self.assistants,
             ema=self.ema,
-            world=self.world,
-            facts=self._facts(),
+            pulse=self.pulse,
         )
 
     def _finish(self, log: MetricLog | None, memory: int | None) -> dict[str, Any]:
@@ -308,15 +285,6 @@ class Worker:
                 f"the result cannot be written ({error}); make room and give the same command again"
             ) from error
         return left | {"device": self.device.type, "memory_bytes": memory}
-
-
-def _synced(log: MetricLog) -> bool:
-    """Whether all rows are on disk."""
-    try:
-        log.sync()
-    except OSError:
-        return False
-    return True
 
 
 def _set_up_torch(config: RunConfig) -> None:
