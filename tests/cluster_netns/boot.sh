@@ -17,11 +17,13 @@ mount --bind "$place/hosts" /etc/hosts
 for index in $(seq $#); do
     mkdir "/mnt/kept$index"
     mount --bind "${!index}" "/mnt/kept$index"
+    mount -o remount,bind,ro "/mnt/kept$index"
 done
 mount --bind "$place/tmp" /tmp
 for index in $(seq $#); do
     path=${!index}
     test -e "$path" || { mkdir -p "$path" && mount --bind "/mnt/kept$index" "$path"; }
+    mountpoint -q "$path" && mount -o remount,bind,ro "$path"
 done
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
