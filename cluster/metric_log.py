@@ -70,8 +70,16 @@ class MetricLog:
     key and a step is the one that stays. What it would have written is compared with what is there.
     """
 
-    def __init__(self, path: Path, ship: Ship, every: float = 1.0, begin: int | None = None) -> None:
-        """`begin`: the first step to come, where this one goes on; rows from there on are compared."""
+    def __init__(
+        self,
+        path: Path,
+        ship: Ship,
+        every: float = 1.0,
+        begin: int | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`begin`: the first step to come, where this one goes on; rows from there on are compared. `tell` is told when
+        the tracker stops answering and when it answers again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._mark, self._ship, self._every = path, path.with_suffix(".shipped"), ship, every
         self._file = path.open("ab", buffering=0)
@@ -83,7 +91,7 @@ class MetricLog:
         self._written = _written(path, self._shared, self._before, begin)
         self.difference: Difference | None = None
         self._shipped = _read_mark(self._mark, path.stat().st_size)
-        self._waiting = b""
+        self._waiting, self._tell = b"", tell
         self._failure: Exception | None = None
         self._deadline, self._done = 0.0, False
         self._stop = threading.Event()
@@ -160,8 +168,13 @@ class MetricLog:
                 _write_mark(self._mark, self._shipped)
         except Exception as error:
             # Whatever the tracker throws, training goes on and the rows stay in the file.
+            if self._failure is None:
+                told = str(error).splitlines()[0][:160] if str(error) else repr(error)
+                self._tell(f"the tracker does not answer ({told}); training goes on, metrics wait in {self._path}")
             self._failure = error
             return False
+        if self._failure is not None:
+            self._tell("the tracker answers again and has all metrics")
         self._failure = None
         return True
 

@@ -214,7 +214,9 @@ class Worker:
             yield None
             return
         ship = self.handle.ship if self.handle else lambda rows: None
-        log = MetricLog(self.folder / results.METRICS, ship, begin=done)
+        log = MetricLog(
+            self.folder / results.METRICS, ship, begin=done, tell=lambda text: incidents.note(self.folder, now=text)
+        )
         if done or log.reached:
             incidents.note_resumed(
                 self.folder, step=done, reached=log.reached, total=self.config.optim.steps, world=self.world

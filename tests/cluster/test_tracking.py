@@ -62,13 +62,17 @@ def test_every_row_arrives(path: Path) -> None:
 
 
 def test_a_tracker_that_was_down_gets_all_rows_in_the_end(path: Path) -> None:
-    tracker = Tracker(down=3)
-    log = MetricLog(path, tracker, every=0.01)
+    tracker, told = Tracker(down=3), list[str]()
+    log = MetricLog(path, tracker, every=0.01, tell=told.append)
     for step in range(10):
         log.log(step, {"loss": 1.0})
     assert log.close()
     assert log.failure is None
     assert len(tracker.numbers()) == 10
+    assert [text.partition(" (")[0] for text in told] == [
+        "the tracker does not answer",
+        "the tracker answers again and has all metrics",
+    ]
 
 
 def test_rows_wait_for_the_next_process_when_the_tracker_stays_away(path: Path) -> None:
