@@ -124,6 +124,8 @@ class ResourcesConfig:
     """Processes that train together, one per GPU where there are any."""
     gpu: bool | None = None
     """Whether a worker takes a GPU; null: when the cluster has enough."""
+    gpu_share: float = 1.0
+    """Share of a GPU that a worker takes, where it takes one: at 0.25 four small runs of one worker share a GPU."""
     threads: int = 1
     """CPU cores per worker."""
     zero: Literal[0, 1, 2, 3] = 0
@@ -155,6 +157,8 @@ class ResourcesConfig:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"gpu_share must be in (0, 1], got {self.gpu_share}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
         if self.staging_gb <= 0 or self.staging_ahead < 0:

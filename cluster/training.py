@@ -116,7 +116,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker={"CPU": resources.threads} | ({"GPU": resources.gpu_share} if gpu else {}),
         ),
         run_config=RayRunConfig(
             name="train",

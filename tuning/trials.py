@@ -54,6 +54,8 @@ class Search:
     seed: int = 0
     clock: Literal["processor", "wall"] = "processor"
     """What `Point.seconds` counts: seconds of the processors, or by the clock (on a GPU)."""
+    settings: str = ""
+    """Hash of what all trials share."""
     begun: str = ""
     """ISO time."""
     parent_run: str = ""
