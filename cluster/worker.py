@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
+from cluster.repeatable import repeatable
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
@@ -243,8 +243,6 @@ class Worker:
 
 
 def _set_up_torch(config: RunConfig) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    repeatable(config.deterministic)
     torch.set_num_threads(config.resources.threads)
     torch.manual_seed(config.seed)
