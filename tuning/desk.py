@@ -87,18 +87,37 @@ class Desk:
         """Trials that are neither running nor at their end."""
         return [t for t in self.found.trials if t.state not in ENDED and t.number in self._gone]
 
+    def rested(self, number: int, last: Point, checkpoint: str, run_id: str) -> None:
+        """A warm-up came to where it rests."""
+        self._gone.add(number)
+        trial = replace(self.found.trials[number], state="finished", curve=(last,))
+        self._put(replace(trial, checkpoint=checkpoint, run_id=run_id))
+
     def _new(self) -> Trial | None:
         searched = self.found.of_role("search")
         if len(searched) < self.plan.trials:
             settings = self.searcher.suggest(searched)
             if settings is not None:
-                number = len(self.found.trials)
-                run = f"{self.plan.name}_trial{number:03d}"
-                seed = int(self.plan.tree.get("seed", 0))
-                return self._trial("search", settings, self.plan.space.changes(settings), seed, run)
+                return self._drawn(settings)
         if any(trial.state not in ENDED for trial in searched) or self.plan.options.seeds == 1:
             return None
         return next((trial for trial in self._seeded(searched)), None)
+
+    def _drawn(self, settings: Mapping[str, Any]) -> Trial | None:
+        """The trial of these settings, or the warm-up that it needs first; None while that one runs."""
+        changes, seed = self.plan.space.changes(settings), int(self.plan.tree.get("seed", 0))
+        number = len(self.found.trials)
+        trial = self._trial("search", settings, changes, seed, f"{self.plan.name}_trial{number:03d}")
+        if not self.plan.gate:
+            return trial
+        early = self.plan.early(changes)
+        warm = next((t for t in self.found.of_role("warmup") if self.plan.early(t.changes) == early), None)
+        if warm is None:
+            warm = self._trial("warmup", settings, changes, seed, f"{self.plan.name}_warmup{number:03d}")
+            return replace(warm, until=self.plan.gate)
+        if warm.state not in ENDED:
+            return None
+        return replace(trial, origin=warm.number) if warm.state == "finished" else trial
 
     def _seeded(self, searched: tuple[Trial, ...]) -> list[Trial]:
         """What is left of the second look, in its order."""

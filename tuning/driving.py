@@ -75,6 +75,9 @@ class DeskCallback(Callback):
         number = result["number"]
         if "refused" in result:
             self._desk.refused(number, result["refused"])
+        elif "rested" in result:
+            rest = result["rested"]
+            self._desk.rested(number, Point(**rest["last"]), rest["checkpoint"], rest["run_id"])
         elif "end" in result:
             end = result["end"]
             self._desk.finished(number, Point(**end["last"]), end["facts"], end["minutes"], end["run_id"])

@@ -30,6 +30,9 @@ class SearchConfig:
     """Share of the schedule before which no trial is stopped; null: the end of the last method's ramp."""
     keep: int = 3
     """ASHA lets the best 1/keep go on."""
+    warmup: Literal["shared", "own"] = "shared"
+    """`shared`: trials that differ only after their methods' gate begin from one checkpoint that was trained up to it;
+    `own`: each from step 0. To the bit the same."""
     startup: int = 8
     """Trials that TPE draws at random before it learns."""
     best: int = 3

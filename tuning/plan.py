@@ -1,5 +1,6 @@
 """What a search is to do, from a recipe and a space, with all mistakes in one message before anything starts."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Plan:
     """Steps before which no trial is stopped."""
     rungs: tuple[int, ...]
     """Steps at which ASHA looks; none without it."""
+    late: frozenset[str] = frozenset()
+    """Keys that change nothing before step `gate`."""
+    gate: int = 0
+    """Steps that trials with the same other keys share; 0: none."""
 
     @property
     def folder(self) -> Path:
@@ -49,6 +54,12 @@ class Plan:
     def recipe_of(self, run: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of one run."""
         return overlay(self.tree, {"name": run, "seed": seed} | dict(changes))
+
+    def early(self, changes: Mapping[str, Any]) -> str:
+        """What decides a trial's steps before the gate, as text. Of a late key that is whether it is there at all: a
+        weight of 0 or null may leave modules out."""
+        kept = {k: v if k not in self.late or v in (0, None) else "late" for k, v in changes.items()}
+        return json.dumps(kept, sort_keys=True)
 
     def plain_recipe(self, run: str, seed: int) -> dict[str, Any]:
         """The recipe of the student without a teacher; where nothing is distilled, the recipe itself."""
@@ -203,8 +214,28 @@ def _timed(
         steps=steps,
         grace=grace,
         rungs=rungs,
+        **_shared(configs, space, options, steps),
     )  # fmt: skip
     return plan, wrong
+
+
+def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int) -> dict[str, Any]:
+    """`late` and `gate` of the plan, where a common warm-up spares more than it costs: some keys act after the gate
+    alone, and the others have few values."""
+    late = frozenset(key.name for key in space.keys if _acts_late(key.name, configs))
+    others = [key for key in space.keys if key.name not in late]
+    starts = {min((m.start for m in config.distill.values()), default=0.0) for config in configs}
+    few = all("choice" in key.words or "int" in key.words for key in others)
+    if options.warmup == "own" or not late or not few or len(starts) > 1:
+        return {}
+    gate = math.ceil(min(starts) * steps)
+    return {"late": late, "gate": gate} if 0 < gate < steps else {}
+
+
+def _acts_late(key: str, configs: list[Any]) -> bool:
+    first, _, rest = key.partition(".")
+    method, _, name = rest.partition(".")
+    return first == "distill" and all(method in c.distill and name in c.distill[method].late for c in configs)
 
 
 def _rungs(grace: int, steps: int, every: int, keep: int) -> Iterator[int]:

@@ -199,16 +199,22 @@ def _fixed(plan: Plan) -> Search:
 
 def _job(plan: Plan, trial: Trial, stores: Mapping[str, Any], record: Record, store: TrialStore) -> dict[str, Any]:
     """What a trial's process gets: plain values."""
+    found = store.read()
     tree = recipe_of(plan, trial)
-    if tree.get("distill"):
-        tree = overlay(tree, stores)
+    origin = None if trial.origin is None else found.trials[trial.origin]
+    more: dict[str, Any] = dict(stores) if tree.get("distill") else {}
+    if origin is not None:
+        more["resources.begin"] = origin.checkpoint
+    if trial.until is not None:
+        more["resources.until"] = trial.until
     return {
         "number": trial.number,
         "run": trial.run,
-        "tree": to_tree(anchored(check(tree, f"trial {trial.number}"))),
+        "tree": to_tree(anchored(check(overlay(tree, more), f"trial {trial.number}"))),
         "tags": record.tags(trial),
         "wanted": [objective.name for objective in plan.options.wanted],
-        "clock": store.read().search.clock,
+        "clock": found.search.clock,
+        "before": 0.0 if origin is None else origin.seconds,
     }
 
 

@@ -18,10 +18,11 @@ CLOCKS = {"processor": "time/cpu_s", "wall": "time/step_s"}
 class Curve:
     """The evaluations in a run's metrics file, from its first line on, each told once."""
 
-    def __init__(self, path: Path, wanted: tuple[str, ...], clock: str) -> None:
-        """`wanted`: the objectives; `clock`: `processor` or `wall`."""
+    def __init__(self, path: Path, wanted: tuple[str, ...], clock: str, before: float = 0.0) -> None:
+        """`wanted`: the objectives; `clock`: `processor` or `wall`; `before`: seconds of the steps that another run did
+        for this one."""
         self._path, self._wanted, self._clock = path, wanted, CLOCKS[clock]
-        self._position = 0
+        self._before, self._position = before, 0
         self._spent: dict[int, float] = {}
 
     def news(self) -> Iterator[dict[str, Any]]:
@@ -44,7 +45,7 @@ class Curve:
 
     def seconds(self, step: int) -> float:
         """Spent on the steps before `step`."""
-        return sum(value for number, value in self._spent.items() if number < step)
+        return self._before + sum(value for number, value in self._spent.items() if number < step)
 
 
 def run_trial(given: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def run_trial(given: Mapping[str, Any]) -> None:
 
     config = check(given["tree"], source=given["run"])
     folder = Path(config.storage) / config.name
-    curve = Curve(folder / results.METRICS, tuple(given["wanted"]), given["clock"])
+    curve = Curve(folder / results.METRICS, tuple(given["wanted"]), given["clock"], given["before"])
     outcome: dict[str, Any] = {}
 
     def work() -> None:
@@ -80,6 +81,11 @@ def run_trial(given: Mapping[str, Any]) -> None:
         tune.report({"refused": str(error), "number": given["number"]})
     elif error is not None:
         raise error
+    elif results.RESTED in outcome["result"]:
+        rested = outcome["result"]
+        last = {"step": rested[results.RESTED], "values": {}, "seconds": curve.seconds(rested[results.RESTED])}
+        told = {"last": last, "checkpoint": rested[results.CHECKPOINT], "run_id": rested["run_id"]}
+        tune.report({"rested": told, "number": given["number"]})
     else:
         end = ended(outcome["result"], curve.seconds(config.optim.steps), config.optim.steps, given["wanted"])
         tune.report({"end": end, "number": given["number"]})

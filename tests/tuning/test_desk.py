@@ -254,3 +254,71 @@ def test_the_plain_student_has_no_teacher(tmp_path: Path) -> None:
     tree = {"name": "own", "teachers": [{"weights": "t"}], "distill": {"mkd": {}}, "seed": 3}
     made = replace(plan(tmp_path), tree=tree).plain_recipe("own_plain_seed5", 5)
     assert made == {"name": "own_plain_seed5", "teachers": [], "distill": {}, "seed": 5}
+
+
+def gated(folder: Path, **options: Any) -> Plan:
+    """Two keys: `lr` acts before the gate, `weight` after it alone."""
+    path = folder / "own.yaml"
+    path.write_text("keys: {optim.lr: {choice: [0.1, 0.2]}, distill.mkd.weight: {choice: [0.0, 1.0, 2.0]}}")
+    made = replace(plan(folder, **({"seeds": 1, "trials": 6} | options)), space=spaces.load(path, {})[0])
+    return replace(made, late=frozenset({"distill.mkd.weight"}), gate=100)
+
+
+def rest(desk: Desk, trial: Trial) -> None:
+    desk.rested(trial.number, Point(step=100, values={}, seconds=7.0), f"checkpoints/{trial.number}", "run")
+
+
+def forked(desk: Desk) -> list[Trial]:
+    desk.searcher = Grid(space=desk.plan.space)
+    played: list[Trial] = []
+    while isinstance(trial := desk.next(), Trial):
+        played.append(trial)
+        if trial.role == "warmup":
+            rest(desk, trial)
+        else:
+            end(desk, trial, 1.0)
+    return played
+
+
+def test_trials_that_differ_after_the_gate_begin_from_one_checkpoint(tmp_path: Path) -> None:
+    """A weight of 0 leaves modules out: such a trial is not alike before the gate either."""
+    played = forked(driver(gated(tmp_path)))
+    told = [(t.role, t.origin, t.settings["optim.lr"], t.settings["distill.mkd.weight"]) for t in played]
+    assert told == [
+        ("warmup", None, 0.1, 0.0),
+        ("search", 0, 0.1, 0.0),
+        ("warmup", None, 0.1, 1.0),
+        ("search", 2, 0.1, 1.0),
+        ("search", 2, 0.1, 2.0),
+        ("warmup", None, 0.2, 0.0),
+        ("search", 5, 0.2, 0.0),
+        ("warmup", None, 0.2, 1.0),
+        ("search", 7, 0.2, 1.0),
+        ("search", 7, 0.2, 2.0),
+    ]
+    assert {t.until for t in played if t.role == "warmup"} == {100}
+    assert {t.until for t in played if t.role == "search"} == {None}
+
+
+def test_a_trial_waits_for_its_warmup_and_does_without_one_that_failed(tmp_path: Path) -> None:
+    desk = driver(gated(tmp_path), at_once=2)
+    desk.searcher = Grid(space=desk.plan.space)
+    warm = started(desk)
+    assert desk.next() == WAIT
+    desk.refused(warm.number, "loss is not finite")
+    trial = started(desk)
+    assert (trial.role, trial.origin) == ("search", None)
+
+
+def test_a_warmup_that_was_killed_is_continued_not_done_again(tmp_path: Path) -> None:
+    desk = driver(gated(tmp_path))
+    first = started(desk)
+    again = started(driver(gated(tmp_path)))
+    assert (again.run, again.role, again.starts) == (first.run, "warmup", 2)
+
+
+def test_what_the_warmup_cost_counts_for_its_trials(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"t": 0, "s": 100, "m": {"time/cpu_s": 2.0}}, {"t": 0, "s": 101, "m": {"val/AP": 1}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert next(Curve(path, ("AP",), "processor", before=7.0).news())["seconds"] == 9.0
