@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tuning.plan import Plan
+from tuning.population import Population
 from tuning.searchers import Searcher
 from tuning.stopping import Stopping
 from tuning.trial_store import TrialStore
@@ -24,7 +25,7 @@ class Desk:
 
     plan: Plan
     store: TrialStore
-    searcher: Searcher
+    searcher: Searcher | Population
     stopping: Stopping
     at_once: int
     """Trials that run side by side."""
@@ -48,12 +49,12 @@ class Desk:
         self._started.add(trial.number)
         return self._put(replace(trial, state="running", starts=trial.starts + 1, why=""))
 
-    def heard(self, number: int, point: Point, run_id: str | None) -> str | None:
+    def heard(self, number: int, point: Point) -> str | None:
         """A trial was evaluated; why it is to be stopped, if it is. What is known already changes nothing."""
         trial = self.found.trials[number]
         if trial.state in ENDED or (trial.last is not None and point.step <= trial.last.step):
             return trial.why if trial.state == "stopped" else None
-        trial = self._put(replace(trial, curve=(*trial.curve, point), run_id=run_id or trial.run_id))
+        trial = self._put(replace(trial, curve=(*trial.curve, point)))
         if trial.role != "search" or point.step >= self.plan.steps:
             return None
         why = self.stopping.why_stop(trial, self.found.of_role("search"))
@@ -88,14 +89,23 @@ class Desk:
         return [t for t in self.found.trials if t.state not in ENDED and t.number in self._gone]
 
     def rested(self, number: int, last: Point, checkpoint: str, run_id: str) -> None:
-        """A warm-up came to where it rests."""
+        """A trial came to where it rests."""
         self._gone.add(number)
-        trial = replace(self.found.trials[number], state="finished", curve=(last,))
-        self._put(replace(trial, checkpoint=checkpoint, run_id=run_id))
+        trial = self.found.trials[number]
+        known = next((point.values for point in trial.curve if point.step == last.step), {})
+        curve = (*(point for point in trial.curve if point.step < last.step), replace(last, values=known))
+        self._put(replace(trial, state="finished", curve=curve, checkpoint=checkpoint, run_id=run_id))
 
     def _new(self) -> Trial | None:
         searched = self.found.of_role("search")
-        if len(searched) < self.plan.trials:
+        if isinstance(self.searcher, Population):
+            piece = self.searcher.next(searched)
+            if piece == WAIT:
+                return None
+            if piece is not None:
+                trial = self._searched(piece.settings)
+                return replace(trial, origin=piece.origin, until=piece.until)
+        elif len(searched) < self.plan.trials:
             settings = self.searcher.suggest(searched)
             if settings is not None:
                 return self._drawn(settings)
@@ -105,19 +115,22 @@ class Desk:
 
     def _drawn(self, settings: Mapping[str, Any]) -> Trial | None:
         """The trial of these settings, or the warm-up that it needs first; None while that one runs."""
-        changes, seed = self.plan.space.changes(settings), int(self.plan.tree.get("seed", 0))
-        number = len(self.found.trials)
-        trial = self._trial("search", settings, changes, seed, f"{self.plan.name}_trial{number:03d}")
+        trial = self._searched(settings)
         if not self.plan.gate:
             return trial
-        early = self.plan.early(changes)
+        early = self.plan.early(trial.changes)
         warm = next((t for t in self.found.of_role("warmup") if self.plan.early(t.changes) == early), None)
         if warm is None:
-            warm = self._trial("warmup", settings, changes, seed, f"{self.plan.name}_warmup{number:03d}")
-            return replace(warm, until=self.plan.gate)
+            run = f"{self.plan.name}_warmup{trial.number:03d}"
+            return replace(trial, role="warmup", run=run, until=self.plan.gate)
         if warm.state not in ENDED:
             return None
         return replace(trial, origin=warm.number) if warm.state == "finished" else trial
+
+    def _searched(self, settings: Mapping[str, Any]) -> Trial:
+        number, seed = len(self.found.trials), int(self.plan.tree.get("seed", 0))
+        run = f"{self.plan.name}_trial{number:03d}"
+        return self._trial("search", settings, self.plan.space.changes(settings), seed, run)
 
     def _seeded(self, searched: tuple[Trial, ...]) -> list[Trial]:
         """What is left of the second look, in its order."""
@@ -138,7 +151,7 @@ class Desk:
         """The configurations that are looked at again: once chosen, they stay."""
         chosen = {t.of for t in self.found.trials if t.role == "again"}
         objective = self.plan.options.wanted[0]
-        best = better(objective, [t for t in searched if t.state == "finished"])
+        best = better(objective, [t for t in searched if t.state == "finished" and t.until is None])
         if chosen:
             # A driver that was killed while the first of them began: the others are still the best of the same trials.
             best = [t for t in best if t.number in chosen] + [t for t in best if t.number not in chosen]

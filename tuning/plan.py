@@ -19,6 +19,8 @@ FIXED = ("name", "seed", "storage", "tracking", "resources")
 """Settings that a space cannot search: they are the search's own, or change nothing that is learnt."""
 FEW = 24
 """Trials that are drawn unless told otherwise."""
+CHANGING = ("optim.lr", "optim.weight_decay", "optim.backbone_lr", "optim.clip_norm")
+"""Settings of the optimizer that a population may change."""
 CACHED = ("data", "views")
 """What data and caches are made for: one value, or a few."""
 
@@ -43,6 +45,8 @@ class Plan:
     """Steps at which ASHA looks; none without it."""
     late: frozenset[str] = frozenset()
     """Keys that change nothing before step `gate`."""
+    ends: tuple[int, ...] = ()
+    """Where a population's generations rest."""
     gate: int = 0
     """Steps that trials with the same other keys share; 0: none."""
 
@@ -178,7 +182,7 @@ def _timed(
     gates = [m.start + m.ramp for config in configs for m in config.distill.values()]
     gate = math.ceil(max(gates, default=0.0) * steps)
     grace = gate if options.grace is None else math.ceil(options.grace * steps)
-    wrong: list[str] = []
+    wrong = _about_population(configs, space, options) if options.searcher == "population" else []
     rungs: tuple[int, ...] = ()
     if options.stopping == "asha":
         rungs = tuple(_rungs(grace, steps, every, options.keep)) if every else ()
@@ -201,7 +205,7 @@ def _timed(
         except ConfigError as error:
             return None, list(error.mistakes)
     else:
-        points = FEW
+        points = options.members * options.generations if options.searcher == "population" else FEW
     trials = options.trials or points
     plan = Plan(
         name=options.name or f"{base.name}_{space.name}",
@@ -210,13 +214,42 @@ def _timed(
         space=space,
         options=options,
         tree=tree,
-        trials=min(trials, points) if options.searcher == "grid" else trials,
+        trials=min(trials, points) if options.searcher in ("grid", "population") else trials,
         steps=steps,
         grace=grace,
         rungs=rungs,
+        ends=_ends(steps, options) if options.searcher == "population" else (),
         **_shared(configs, space, options, steps),
     )  # fmt: skip
     return plan, wrong
+
+
+def _ends(steps: int, options: SearchConfig) -> tuple[int, ...]:
+    return tuple(round(steps * (i + 1) / options.generations) for i in range(options.generations))
+
+
+def _about_population(configs: list[Any], space: Space, options: SearchConfig) -> list[str]:
+    """Why settings cannot change while a student learns, or nobody would know who is worst."""
+    steps, every = configs[0].optim.steps, configs[0].evaluation.every
+    wrong = [
+        f"{key.name}: a population changes settings while students learn, and this one may decide what is built; "
+        f"it can change {', '.join(CHANGING)}, and of a method {', '.join(sorted(_late_of(configs)))}"
+        for key in space.keys
+        if key.name not in CHANGING and not _acts_late(key.name, configs)
+    ]
+    off = [end for end in _ends(steps, options)[:-1] if not every or end % every]
+    if off:
+        wrong.append(
+            f"evaluation.every: {every} gives no number at step {off[0]}, where a generation of the population ends; "
+            f"take a divisor of {steps // options.generations}"
+        )
+    if options.stopping != "none":
+        wrong.append("search.stopping: a population replaces its worst itself; take none")
+    return wrong
+
+
+def _late_of(configs: list[Any]) -> set[str]:
+    return {name for config in configs for method in config.distill.values() for name in method.late}
 
 
 def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int) -> dict[str, Any]:
@@ -226,7 +259,7 @@ def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int)
     others = [key for key in space.keys if key.name not in late]
     starts = {min((m.start for m in config.distill.values()), default=0.0) for config in configs}
     few = all("choice" in key.words or "int" in key.words for key in others)
-    if options.warmup == "own" or not late or not few or len(starts) > 1:
+    if options.warmup == "own" or options.searcher == "population" or not late or not few or len(starts) > 1:
         return {}
     gate = math.ceil(min(starts) * steps)
     return {"late": late, "gate": gate} if 0 < gate < steps else {}

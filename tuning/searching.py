@@ -28,6 +28,7 @@ from tuning.board import Board, shown, summary
 from tuning.conclusion import conclude
 from tuning.desk import Desk
 from tuning.plan import Plan
+from tuning.population import Population
 from tuning.record import Record
 from tuning.searchers import Grid, Random, Searcher, Tpe
 from tuning.stopping import Asha, Never, Stopping
@@ -142,8 +143,16 @@ def _places(plan: Plan, config: RunConfig) -> tuple[int, bool]:
     return max(1, min(fit, wanted or fit)), gpu
 
 
-def _searcher(plan: Plan) -> Searcher:
+def _searcher(plan: Plan) -> Searcher | Population:
     options = plan.options
+    if options.searcher == "population":
+        return Population(
+            space=plan.space,
+            objective=options.wanted[0],
+            members=options.members,
+            ends=plan.ends,
+            seed=options.seed,
+        )
     if options.searcher == "grid":
         return Grid(space=plan.space)
     if options.searcher == "random":
@@ -228,6 +237,8 @@ def recipe_of(plan: Plan, trial: Trial) -> dict[str, Any]:
 def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
     """Store the answer, and write the winner's recipe."""
     found = store.read()
+    # Of a trial that was stopped or refused nobody told its run.
+    found = replace(found, trials=tuple(replace(t, run_id=t.run_id or run_id_of(plan, t)) for t in found.trials))
     chosen = desk.contenders(found.of_role("search"))
     found = replace(found, conclusion=conclude(found, chosen))
     store.write(found)

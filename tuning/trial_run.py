@@ -48,13 +48,19 @@ class Curve:
         return self._before + sum(value for number, value in self._spent.items() if number < step)
 
 
-def run_trial(given: Mapping[str, Any]) -> None:
-    """Ray Tune's entry point. Reports points as they come and a last one with the result, or with what refused it."""
+def run_trial(handed: Mapping[str, Any]) -> None:
+    """Ray Tune's entry point: `job` as JSON. Tells points as they come, and last the result or what refused it."""
     from ray import tune
 
     from cluster import results
     from cluster.config import check
     from cluster.training import train
+
+    given = json.loads(handed["job"])
+
+    def tell(**news: Any) -> None:
+        # As text: Tune hands nested results to schedulers with their keys run together.
+        tune.report({"number": given["number"], "news": json.dumps(news)})
 
     config = check(given["tree"], source=given["run"])
     folder = Path(config.storage) / config.name
@@ -74,21 +80,20 @@ def run_trial(given: Mapping[str, Any]) -> None:
         thread.join(EVERY)
         for point in curve.news():
             if point["step"] < config.optim.steps:
-                tune.report({"point": point, "number": given["number"]})
+                tell(point=point)
     list(curve.news())
     error = outcome.get("error")
     if isinstance(error, ConfigError | FloatingPointError):
-        tune.report({"refused": str(error), "number": given["number"]})
+        tell(refused=str(error))
     elif error is not None:
         raise error
     elif results.RESTED in outcome["result"]:
         rested = outcome["result"]
         last = {"step": rested[results.RESTED], "values": {}, "seconds": curve.seconds(rested[results.RESTED])}
         told = {"last": last, "checkpoint": rested[results.CHECKPOINT], "run_id": rested["run_id"]}
-        tune.report({"rested": told, "number": given["number"]})
+        tell(rested=told)
     else:
-        end = ended(outcome["result"], curve.seconds(config.optim.steps), config.optim.steps, given["wanted"])
-        tune.report({"end": end, "number": given["number"]})
+        tell(end=ended(outcome["result"], curve.seconds(config.optim.steps), config.optim.steps, given["wanted"]))
 
 
 def ended(result: Mapping[str, Any], seconds: float, steps: int, wanted: list[str]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_a_search_killed_anywhere_does_what_it_would_have_done_and_nothing_twice
         end(desk, before[-1], level(before[-1]))
     if kill_after < len(whole):
         running = started(desk)  # and the driver is killed
-        desk.heard(running.number, at(100, 1.0), None)
+        desk.heard(running.number, at(100, 1.0))
     desk = driver(plan(tmp_path / "killed"))
     after = play(desk, level)
     assert [(t.run, t.settings, t.seed) for t in before + after] == [(t.run, t.settings, t.seed) for t in whole]
@@ -139,8 +139,8 @@ def test_points_are_kept_once_however_often_they_are_told(tmp_path: Path) -> Non
     desk = driver(plan(tmp_path))
     trial = started(desk)
     for _ in range(2):
-        desk.heard(trial.number, at(100, 1.0), None)
-        desk.heard(trial.number, at(200, 2.0), "run")
+        desk.heard(trial.number, at(100, 1.0))
+        desk.heard(trial.number, at(200, 2.0))
     assert desk.found.trials[0].curve == (at(100, 1.0), at(200, 2.0))
     end(desk, trial, 3.0)
     desk.gone(trial.number)
@@ -151,12 +151,12 @@ def test_a_stopped_trial_stays_stopped(tmp_path: Path) -> None:
     rule = Asha(objective=BEST, rungs=(100,), keep=2)
     desk = driver(plan(tmp_path), stopping=rule)
     good = started(desk)
-    desk.heard(good.number, at(100, 9.0), None)
+    desk.heard(good.number, at(100, 9.0))
     end(desk, good, 9.0)
     bad = started(desk)
-    assert desk.heard(bad.number, at(100, 1.0), None) is not None
+    assert desk.heard(bad.number, at(100, 1.0)) is not None
     # What it still tells before its process ends changes nothing, and a new driver does not take it up.
-    assert desk.heard(bad.number, at(200, 99.0), None) is not None
+    assert desk.heard(bad.number, at(200, 99.0)) is not None
     end(desk, bad, 99.0)
     stopped = driver(plan(tmp_path)).found.trials[1]
     assert (stopped.state, stopped.curve) == ("stopped", (at(100, 1.0),))
@@ -168,11 +168,11 @@ def test_the_second_look_is_never_stopped(tmp_path: Path) -> None:
     desk = driver(plan(tmp_path), stopping=rule)
     for _ in range(3):
         trial = started(desk)
-        desk.heard(trial.number, at(100, 1.0), None)
+        desk.heard(trial.number, at(100, 1.0))
         end(desk, trial, 1.0)
     plain = started(desk)
     assert plain.role == "plain"
-    assert desk.heard(plain.number, at(100, 0.0), None) is None
+    assert desk.heard(plain.number, at(100, 0.0)) is None
 
 
 def test_a_refused_trial_is_not_tried_again_and_a_broken_one_is(tmp_path: Path) -> None:
