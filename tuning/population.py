@@ -1,4 +1,4 @@
-"""Population-based training (Jaderberg et al., 2017, arXiv:1711.09846), in generations: members learn side by side up to
+"""Population-based training (Jaderberg et al., 2017, arXiv:1711.09846), in generations: members learn side by side to
 a step and rest there; those that do worst begin again from the checkpoint of one that does best, with its settings a
 little changed; the others go on as they are.
 
