@@ -92,14 +92,14 @@ class Classroom:
         teachers = {TEACHER: lambda _: taps}
         return train_step(self.engine, [batch], teachers, self.assistants, self.optim, number, World(), Clock())
 
-    def own_loss(self, batch: Batch, taps: Taps, learns: bool = False) -> torch.Tensor:
+    def own_terms(self, batch: Batch, taps: Taps, learns: bool = False) -> dict[str, torch.Tensor]:
         """The method's terms alone, as in the middle of the schedule. `learns`: the assistant steps as in training."""
         counted = batch.with_totals(global_totals(self.engine.distiller, [batch], World()))
         assistants = self.assistants if learns else {n: _Resting(trainer) for n, trainer in self.assistants.items()}
         losses = self.engine(counted, {TEACHER: taps}, assistants, Moment(progress=0.5))
         # What a shared head learns from an assistant is the task's loss of another pyramid.
-        own = [value for name, value in losses.items() if name.startswith("kd/") and not name.endswith("/head")]
-        return torch.stack(own).sum()
+        own = {name.rpartition("/")[2]: value for name, value in losses.items() if name.startswith("kd/")}
+        return {name: value for name, value in own.items() if name != "head"}
 
     @property
     def extra_parameters(self) -> int:

@@ -1,19 +1,19 @@
 """One way to take training steps, ready to be timed: the student alone, or taught from memory, a cache or live."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.plain_run import TEACHER, Setup, Split, build_detector, live_factors, taught
 from data_sharding.batch import Batch, StoredTaps
 from data_sharding.cache.reader import TeacherCache
-from data_sharding.codecs.catalogue import StoredTap
+from data_sharding.codecs.catalogue import TapGroup
 from data_sharding.loader import NO_CACHES, Loader, order_of
 from data_sharding.order import Order
 from data_sharding.world import World
@@ -123,14 +123,20 @@ class Contestant:
 def _float(cached: Mapping[str, StoredTaps], device: torch.device) -> Mapping[str, StoredTaps]:
     """Decoded on the device, in the form that costs the step nothing more."""
 
-    def ready(tap: StoredTap) -> StoredTap:
-        maps = tap.to(device).maps()
-        return StoredTap(shape=tap.shape, values=maps.permute(0, 2, 3, 1).reshape(-1, tap.shape[1]))
+    def ready(groups: Sequence[TapGroup]) -> tuple[TapGroup, ...]:
+        return tuple(_dense(x) for group in groups for x in group.to(device).maps())
 
     return {
-        name: StoredTaps(None if taps.c5 is None else ready(taps.c5), tuple(ready(level) for level in taps.pyramid))
+        name: StoredTaps(None if taps.c5 is None else ready([taps.c5])[0], ready(taps.pyramid))
         for name, taps in cached.items()
     }
+
+
+def _dense(x: Tensor) -> TapGroup:
+    """One map, of which `maps` gives the same memory again."""
+    images, channels, *size = x.shape
+    values = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    return TapGroup(images=images, channels=channels, sizes=((size[0], size[1]),), values=values)
 
 
 def time_parts(distiller: Distiller, assistants: Mapping[str, AssistantTrainer], clock: Clock) -> None:

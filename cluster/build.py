@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cluster.config import RunConfig, evaluation_views, to_tree
 from cluster.grammar import ConfigError
 from cluster.sections import TeacherConfig
+from data_sharding.batch import Taps
 from data_sharding.loader import order_of
 from data_sharding.order import Order
 from data_sharding.record import Category
@@ -85,7 +87,9 @@ def build_order(config: RunConfig, train: Split) -> Order:
 def build_student(config: RunConfig, num_classes: int) -> Detector:
     """The student with its first weights: a function of recipe and seed, whatever else the run holds."""
     with _own_randomness(config.seed, "student"):
-        return plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+        student = plugin("kd.detectors", config.student.name).build(config.student, num_classes)
+    student.backbone.recompute = config.resources.activation_checkpointing
+    return student
 
 
 def begin_as_taught(student: Detector, teachers: Mapping[str, LoadedTeacher]) -> None:
@@ -155,8 +159,14 @@ def stored_of(config: RunConfig, teacher: TeacherConfig) -> frozenset[str]:
     return reads_of(config) | frozenset(teacher.stores)
 
 
-def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str]) -> LiveTeacher:
-    """The teacher itself, answering on the student's grid."""
+def live_teacher(
+    teacher: LoadedTeacher,
+    student: Shapes,
+    reads: frozenset[str],
+    features: Callable[[Tensor], Taps] | None = None,
+    images: int = 1,
+) -> LiveTeacher:
+    """The teacher itself, answering on the student's grid. `features` and `images` are a sharded one's."""
     settings = teacher.config
     return LiveTeacher(
         teacher.detector,
@@ -165,6 +175,8 @@ def live_teacher(teacher: LoadedTeacher, student: Shapes, reads: frozenset[str])
         rule=settings.align,
         reads=reads,
         precision=settings.precision,
+        features=features,
+        images=images,
     )
 
 

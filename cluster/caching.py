@@ -109,9 +109,7 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpu, threads = wants_gpu(config.resources.gpu, 1), config.resources.threads
     require_resources(1, threads, gpu)
-    total = ray.cluster_resources()
-    actors = int(total.get("GPU", 0)) if gpu else int(total.get("CPU", 1)) // threads
-    actors = max(1, min(actors, len(pending)))
+    actors = actors_of(ray.cluster_resources(), gpu, threads, len(pending))
     rows = [{"shard": number, "samples": samples} for number, samples in pending]
     # Between two calls an actor's teacher waits for the first pixels and the last bytes: few calls, yet enough of
     # them for the actors to end together and for progress to be seen.
@@ -130,6 +128,12 @@ def _run_writers(config: RunConfig, teacher: str, pending: list[tuple[int, int]]
         for row in written.iter_rows():
             done += int(row["samples"])
             report(done, all_samples)
+
+
+def actors_of(cluster: Mapping[str, float], gpu: bool, threads: int, pending: int) -> int:
+    """As many as the whole cluster can hold, one per GPU where it has any, and none without a shard to write."""
+    room = int(cluster.get("GPU", 0)) if gpu else int(cluster.get("CPU", 1)) // threads
+    return max(1, min(room, pending))
 
 
 class ShardWriter:

@@ -52,8 +52,9 @@ def load(
     ema: Ema | None,
     world: World,
     facts: Mapping[str, Any],
-) -> int:
-    """Restore what `save` wrote, on as many workers or another number; the number of steps done.
+) -> tuple[int, int]:
+    """Restore what `save` wrote, on as many workers or another number; the number of steps done, and the workers that
+    did the last of them.
 
     Raises ConfigError where the checkpoint was written with other `facts`, such as another stage of ZeRO.
     """
@@ -82,4 +83,4 @@ def load(
         ema.load_state_dict(rest["average"])
     # Nothing in a step draws from the global generator; it is kept so that equal workers go on in an equal state.
     torch.set_rng_state(torch.load(folder / f"random_{world.rank % workers:05d}.pt", weights_only=True))
-    return int(found["step"])
+    return int(found["step"]), workers

@@ -151,7 +151,7 @@ def _shared(config: RunConfig, storage: Path) -> Finding:
     mount = max(mounts, key=lambda p: len(p.mountpoint), default=None)
     kind = mount.fstype if mount is not None else "unknown"
     told = f"{kind} file system"
-    alone = config.resources.workers * config.resources.threads <= cores()
+    alone = config.resources.most_workers * config.resources.threads <= cores()
     if alone or kind.startswith(NETWORK):
         return Finding(check="shared storage", found=f"{told}{', enough for one machine' if alone else ''}")
     change = f"{told} of this machine, and the workers need several: storage=... on NFS or the like"

@@ -75,7 +75,15 @@ def _terms(bench: Bench, name: str, dry: Dry) -> tuple[list[dict[str, object]], 
     for term, value in terms.items():
         share = value / task if task > 0 else 0.0
         word = judged(share, dry.assisted)
-        rows.append({"term": term.removeprefix("kd/"), "loss": value, "of the task": f"{share:.1%}", "verdict": word})
+        rows.append(
+            {
+                "term": term.removeprefix("kd/"),
+                "loss": value,
+                "of the task": f"{share:.1%}",
+                "of its gradient": _pull(dry, term),
+                "verdict": word,
+            }
+        )
         if word in ("fine", "begins later"):
             continue
         change = f"{word} at {share:.1%} of the task loss (healthy: {HEALTHY[0]:.0%} to {HEALTHY[1]:.0%})"
@@ -91,12 +99,20 @@ def _terms(bench: Bench, name: str, dry: Dry) -> tuple[list[dict[str, object]], 
     return rows, findings
 
 
+def _pull(dry: Dry, term: str) -> str:
+    """The term's gradient at the student's pyramid as a share of the task's."""
+    tap, pull = dry.pulls.get(term, ("pyramid", 0.0))
+    return f"{pull:.1%}" + ("" if tap == "pyramid" else f" at {tap}")
+
+
 def _setting(bench: Bench, name: str, term: str, terms: Mapping[str, float], share: float) -> str | None:
     """The override that brings a term to its target: `weight` where the method has no other term, else the setting
     that, tried out, scales this term and no other."""
     assert bench.config.distill
     method = name.rpartition("/")[2]
     settings = bench.config.distill[method]
+    if settings.share is not None:  # `weight` says nothing then, and other settings only what each term has of it
+        return f"distill.{method}.share={_short(settings.share * TARGET / share)}" if len(terms) == 1 else None
     if len(terms) == 1:
         return f"distill.{method}.weight={_short(settings.weight * TARGET / share)}"
     for field, value in _numbers(settings):

@@ -100,16 +100,16 @@ def _unused_gpu() -> Finding:
 def _enough(config: RunConfig, cpus: int, gpus: int, where: str) -> list[Finding]:
     """Whether the workers fit; Ray would wait for ever."""
     resources = config.resources
-    asked = resources.workers * resources.threads
-    told = f"{where} has {cpus}, {resources.workers} worker(s) x {resources.threads} thread(s) take {asked}"
+    asked = resources.least_workers * resources.threads
+    told = f"{where} has {cpus}, {resources.least_workers} worker(s) x {resources.threads} thread(s) take {asked}"
     findings = [Finding(check="CPU cores", found=told)]
     if asked > cpus:
-        fitting = max(1, cpus // resources.workers)
-        fix = f"resources.threads={fitting}" if resources.workers <= cpus else f"resources.workers={cpus}"
-        more = "" if resources.workers <= cpus else " resources.threads=1"
+        fitting = max(1, cpus // resources.least_workers)
+        fix = f"resources.threads={fitting}" if resources.least_workers <= cpus else f"resources.workers={cpus}"
+        more = "" if resources.least_workers <= cpus else " resources.threads=1"
         findings = [Finding(check="CPU cores", found=told, verdict="FAIL", change=f"{told}: {fix}{more}")]
-    if resources.gpu and gpus < resources.workers:
-        told = f"{where} has {gpus}, resources.gpu=true asks for {resources.workers}"
+    if resources.gpu and gpus < resources.least_workers:
+        told = f"{where} has {gpus}, resources.gpu=true asks for {resources.least_workers}"
         fix = f"resources.workers={gpus}" if gpus else "resources.gpu=null"
         findings.append(Finding(check="GPUs", found=told, verdict="FAIL", change=f"{told}: {fix}, or add nodes"))
     return findings

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from cluster.build import LoadedTeacher
 from cluster.checkup import Area, Finding, size
 from cluster.checkup_machine import cores, memory
 from cluster.checkup_steps import Bench, Dry
 from cluster.config import RunConfig
+from cluster.sharded_teacher import SHARED_OUT
 
 FLOAT = 4
 PROCESS = 1.0e9
@@ -24,7 +26,7 @@ def examine(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> Area:
     rows = memory_rows(config, bench, steps)
     device = bench.device.type == "cuda"
     each = sum(int(bytes) for _, bytes, _ in rows)
-    here = 1 if device else min(config.resources.workers, max(1, cores() // config.resources.threads))
+    here = 1 if device else min(config.resources.most_workers, max(1, cores() // config.resources.threads))
     total = torch.cuda.get_device_properties(bench.device).total_memory if device else memory()
     whose = "its GPU" if device else f"this machine ({here} worker(s))"
     told = f"about {size(each)} per worker; {whose} has {size(total)}"
@@ -38,11 +40,12 @@ def examine(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> Area:
 
 def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[tuple[str, float, str]]:
     """(part, bytes, how it was found) of one worker; ZeRO shares out optimizer, gradients and weights."""
-    stage, workers, micro = config.resources.zero, config.resources.workers, config.micro_batch
+    stage, workers, micro = config.resources.zero, config.resources.least_workers, config.micro_batch
     student = steps[0].student_parameters
     owned = student + sum(d.parameters - d.student_parameters for d in steps)
     assistants = sum(d.assistant_parameters for d in steps)
-    teachers = sum(p.numel() for t in bench.loaded.values() for p in t.detector.parameters())
+    teachers = sum(_numbers(t, workers) for t in bench.loaded.values())
+    host = config.resources.offload and bench.device.type == "cuda"
     least = min(d.saved_bytes for d in steps)  # the student's own, and at most so much of a method's
     kept = least + sum(d.saved_bytes - least for d in steps)
     taps = sum(_tap_bytes(t) for t in bench.looks[0].taught.values()) / len(bench.batch)
@@ -57,7 +60,7 @@ def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[t
         ("process", CUDA_CONTEXT if bench.device.type == "cuda" else PROCESS, "libraries, estimated"),
         ("weights", owned * FLOAT / divided(3), f"{owned / 1e6:.2f} M of student and adapters"),
         ("gradients", owned * FLOAT / divided(2), f"ZeRO {stage}"),
-        ("optimizer", owned * FLOAT * states / divided(1), f"{config.optim.optimizer}, ZeRO {stage}"),
+        ("optimizer", 0 if host else owned * FLOAT * states / divided(1), f"{config.optim.optimizer}, ZeRO {stage}"),
         ("copies", student * FLOAT * (1 + (config.optim.ema is not None)), "for evaluation and averaging"),
         ("assistants", assistants * FLOAT * 4, "weights, gradients, Adam"),
         ("teachers", teachers * FLOAT, ", ".join(bench.loaded) or "none"),
@@ -65,6 +68,16 @@ def memory_rows(config: RunConfig, bench: Bench, steps: Sequence[Dry]) -> list[t
         ("batches ahead", (pixels + taps) * ahead, f"{ahead} images, prefetch {config.resources.prefetch}"),
     ]
     return [row for row in rows if row[1] > 0]
+
+
+def _numbers(teacher: LoadedTeacher, workers: int) -> float:
+    """Weights that one worker keeps: a sharded teacher's head stays whole."""
+    whole = sum(p.numel() for p in teacher.detector.parameters())
+    if not teacher.config.shard:
+        return whole
+    parts = [part for name, part in teacher.detector.named_children() if name in SHARED_OUT]
+    cut = sum(p.numel() for part in parts for p in part.parameters())
+    return whole - cut + cut / workers
 
 
 def _tap_bytes(taps: object) -> int:
@@ -76,12 +89,12 @@ def _fits(config: RunConfig, rows: Sequence[tuple[str, float, str]], told: str, 
     if needed < ROOMY * total:
         return Finding(check="memory", found=told)
     largest = max(rows, key=lambda row: row[1])[0]
-    share = config.optim.batch // config.resources.workers
+    share = config.optim.batch // config.resources.least_workers
     pieces = (n for n in range(config.optim.accumulate + 1, share + 1) if share % n == 0)
     accumulate = next(pieces, None)
     if largest in ("activations", "batches ahead") and accumulate is not None:
         fix = f"optim.accumulate={accumulate} (the same gradient in smaller pieces)"
-    elif config.resources.workers > 1 and config.resources.zero < 2:
+    elif config.resources.least_workers > 1 and config.resources.zero < 2:
         fix = "resources.zero=2"
     else:
         fix = "a smaller student or canvas, or fewer workers on a machine"

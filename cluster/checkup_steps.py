@@ -21,6 +21,7 @@ from kd.clock import Clock
 from kd.distiller import Distiller, Lesson, Moment
 from kd.engine import PlainEngine
 from kd.methods.base import MethodConfig
+from kd.pull import pulls
 from kd.step import StepReport, global_totals, train_step
 
 BATCHES = 3
@@ -60,6 +61,8 @@ class Dry:
     lesson: Lesson | None
     losses: Mapping[str, float]
     """With the first weights, the mean of some batches."""
+    pulls: Mapping[str, tuple[str, float]]
+    """The gradient of each distillation term at the student's maps, beside the task's: see `kd.pull`."""
     norm: float | None
     seconds: float
     """Student, methods and optimizer, per image; on processors, theirs."""
@@ -120,14 +123,16 @@ def dry_step(bench: Bench, name: str | None) -> Dry:
 
     with _as_in_a_run(config):
         with saved.counting():
-            norm = once().norm
+            first = once().norm
         began = _clock(bench.device)
-        once()  # the first step of a process is slower than all others
+        second = once().norm  # the first step of a process is slower than all others
         seconds = _clock(bench.device) - began
     return Dry(
         lesson=lesson,
         losses=_mean_losses(bench, config, name, step),
-        norm=norm,
+        pulls=_pulls(bench, config, name, step),
+        # A calibrated method only measures in its first step.
+        norm=second if engine.distiller.calibrations else first,
         seconds=seconds / len(bench.batch),
         saved_bytes=saved.bytes / len(bench.batch),
         parameters=_count(engine.distiller),
@@ -150,14 +155,31 @@ def _mean_losses(bench: Bench, config: RunConfig, name: str | None, step: int) -
     the assistant, which learns as in a run."""
     sums: dict[str, float] = {}
     for look in bench.looks:
-        student, lessons, assistants = _model(bench, config, name)
-        engine = _engine(bench, config, student, lessons)
-        batch = look.batch.with_totals(global_totals(engine.distiller, [look.batch], World()))
-        with torch.no_grad(), _as_in_a_run(config):
-            losses = engine(batch, look.taught, assistants, Moment(progress=step / config.optim.steps))
+        with torch.no_grad():
+            losses = _forward(bench, config, name, look, Moment(progress=step / config.optim.steps))
         for term, value in losses.items():
             sums[term] = sums.get(term, 0.0) + float(value) / len(bench.looks)
     return sums
+
+
+def _pulls(bench: Bench, config: RunConfig, name: str | None, step: int) -> dict[str, tuple[str, float]]:
+    """How hard every term pulls at the first weights on the first batch, at `step` of the schedule."""
+    seen: list[Taps] = []
+    losses = _forward(bench, config, name, bench.looks[0], Moment(progress=step / config.optim.steps, seen=seen))
+    return pulls(losses, seen[-1])
+
+
+def _forward(bench: Bench, config: RunConfig, name: str | None, look: Looked, moment: Moment) -> dict[str, Tensor]:
+    """Every term of a run's first step in which the method has a scale: where it is calibrated that is the second."""
+    student, lessons, assistants = _model(bench, config, name)
+    engine = _engine(bench, config, student, lessons)
+    batch = look.batch.with_totals(global_totals(engine.distiller, [look.batch], World()))
+    with _as_in_a_run(config):
+        losses = engine(batch, look.taught, assistants, moment)
+        if engine.distiller.calibrations:
+            engine.distiller.calibrate({term: float(value.detach()) for term, value in losses.items()})
+            losses = engine(batch, look.taught, assistants, moment)
+    return losses
 
 
 def _engine(bench: Bench, config: RunConfig, student: Any, lessons: Any) -> PlainEngine:

@@ -77,7 +77,7 @@ class RunConfig:
     @property
     def micro_batch(self) -> int:
         """Images per forward and worker, at most: where they cannot share evenly, some have one fewer."""
-        return -(-self.optim.batch // (self.resources.workers * self.optim.accumulate))
+        return -(-self.optim.batch // (self.resources.least_workers * self.optim.accumulate))
 
 
 @cache
@@ -172,7 +172,8 @@ def config_hash(config: RunConfig) -> str:
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` for every setting that may change what is learnt: such a run cannot continue under its name.
 
-    Machines, storage, tracking and what a cache holds beside what is read may change between two starts of a run.
+    Machines, storage, tracking, what a cache holds beside what is read and whether a live teacher is in shards may
+    change between two starts of a run.
     """
     before, after = _lasting(old), _lasting(new)
     keys = [*before, *(key for key in after if key not in before)]
@@ -182,5 +183,9 @@ def difference(old: RunConfig, new: RunConfig) -> list[str]:
 
 def _lasting(config: RunConfig) -> dict[str, str]:
     machines = ("name", "storage", "tracking.", "resources.")
-    params = {k: v for k, v in to_params(config).items() if not (k.startswith("teachers.") and k.endswith(".stores"))}
+    params = {
+        k: v
+        for k, v in to_params(config).items()
+        if not (k.startswith("teachers.") and k.endswith((".stores", ".shard")))
+    }
     return {k: v for k, v in params.items() if not k.startswith(machines) or k == "resources.precision"}

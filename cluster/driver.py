@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     # Reports are polled by the controller: the default of 2 s is what every checkpoint would wait.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # A tracking server that is away: seconds, where MLflow would try for minutes inside one call.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 LOCAL_ENVIRONMENT = {
     # Else the core tells a person at the terminal of its actors' reference counts. (Of a running cluster's core it
     # would tell that it was told so.)
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Nobody takes this machine's only node away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 WORKER_MEMORY = {
     # glibc gives large blocks back at once and every step faults its activations in again: on a CPU more than half of a
@@ -143,10 +148,12 @@ def users_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def follow(path: Path, tell: Any, total: int, every: float = 0.5) -> Iterator[None]:
-    """Tell how far a run is, from the metrics that rank 0 appends to `path`, while inside."""
+def follow(
+    path: Path, tell: Any, total: int, every: float = 0.5, look: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Tell how far a run is, from the metrics that rank 0 appends to `path`, while inside; `look` as often."""
     done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(path, tell, total, every, done), name="follow", daemon=True)
+    thread = threading.Thread(target=_follow, args=(path, tell, total, every, done, look), name="follow", daemon=True)
     thread.start()
     try:
         yield
@@ -155,12 +162,13 @@ def follow(path: Path, tell: Any, total: int, every: float = 0.5) -> Iterator[No
         thread.join(timeout=5)
 
 
-def _follow(path: Path, tell: Any, total: int, every: float, done: threading.Event) -> None:
+def _follow(path: Path, tell: Any, total: int, every: float, done: threading.Event, look: Callable[[], None]) -> None:
     import json
 
     position, newest = 0, {}
     while True:
         last = done.is_set()
+        look()
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)

@@ -67,7 +67,7 @@ def forecast(config: RunConfig, teacher: str, students: int = 1) -> Forecast:
     require_resources(1, threads, gpu)
     kind, each = ("GPU", 1) if gpu else ("CPU", threads)
     of_nodes = [int(node["Resources"].get(kind, 0)) // each for node in ray.nodes() if node["Alive"]]
-    beside = max(1, min(config.resources.workers, max(of_nodes)))
+    beside = max(1, min(config.resources.most_workers, max(of_nodes)))
     task = ray.remote(measured).options(num_cpus=threads, num_gpus=int(gpu))
     return ray.get(task.remote(to_tree(config), teacher, SECONDS, students, beside, sum(of_nodes)))
 

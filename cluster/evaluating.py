@@ -47,13 +47,13 @@ def _on_workers(config: RunConfig, folder: Path) -> dict[str, float]:
     from ray.train.torch import TorchTrainer
 
     resources = config.resources
-    gpu = wants_gpu(resources.gpu, resources.workers)
-    require_resources(resources.workers, resources.threads, gpu)
+    gpu = wants_gpu(resources.gpu, resources.least_workers)
+    require_resources(resources.least_workers, resources.threads, gpu)
     trainer = TorchTrainer(
         work,
         train_loop_config={"tree": recipes.to_tree(config), "folder": str(folder)},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.least_workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
         ),

@@ -58,10 +58,10 @@ def _measured(config: RunConfig, teacher: TeacherConfig) -> dict[str, float]:
 
 
 def _on_worker(look: Callable[[Mapping[str, Any], str], Any], config: RunConfig, teacher: TeacherConfig) -> Any:
-    """`look` at the teacher where there is a GPU if the run has one."""
+    """`look` at the teacher where there is a GPU if the run has one, and the teacher fits into one."""
     import ray
 
-    gpu = wants_gpu(config.resources.gpu, 1)
+    gpu = wants_gpu(config.resources.gpu, 1) and not teacher.shard
     require_resources(1, config.resources.threads, gpu)
     task = ray.remote(look).options(num_cpus=config.resources.threads, num_gpus=int(gpu))
     return ray.get(task.remote(to_tree(config), teacher.name))
@@ -102,8 +102,9 @@ def _prepared(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
     config = check(tree, source="the driver's recipe")
     config = replace(config, evaluation=replace(config.evaluation, slices=None))  # it teaches on whole canvases
     torch.set_num_threads(config.resources.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     val = build.open_val(config)
     teacher = next(t for t in config.teachers if t.name == name)
+    # Ray leaves a task its node's GPUs to see, whether or not it was given one.
+    device = torch.device("cuda" if torch.cuda.is_available() and not teacher.shard else "cpu")
     detector = build.load_teacher(teacher, val.dataset.categories).detector.to(device)
     return config, teacher, val, detector, device, ground_truth(val, min(teacher.gate_images, len(val.dataset)))

@@ -15,7 +15,7 @@ from data_sharding import verify_cache, verify_packed
 from data_sharding.cache.key import CacheKey
 from data_sharding.remote import Remote, is_url
 from data_sharding.shards import FORMAT
-from data_sharding.verify import INDEX, MANIFEST, Damage, Kind, Place
+from data_sharding.verify import INDEX, MANIFEST, Contents, Damage, Kind, Place, damages, index_of
 
 Rows = list[tuple[str, object]]
 
@@ -53,15 +53,10 @@ def look(location: str) -> Found:
     if isinstance(content, Damage):
         raise ConfigError(f"{location} holds no finished packed split or teacher cache: {MANIFEST} {content.what}")
     kind = _kind(place, content)
-    module = verify_cache if kind == "teacher cache" else verify_packed
-    manifest = verify_cache.cache_manifest(place) if kind == "teacher cache" else verify_packed.packed_manifest(place)
+    manifest = _contents(kind).manifest_of(place)
     if isinstance(manifest, Damage):
         return Found(kind=kind, place=place, manifest={}, index={}, damaged_head=[manifest])
-    index = (
-        verify_cache.cache_index(place, manifest)
-        if module is verify_cache
-        else verify_packed.packed_index(place, manifest)
-    )
+    index = index_of(place, manifest)
     if isinstance(index, Damage):
         return Found(kind=kind, place=place, manifest=manifest, index={}, damaged_head=[index])
     return Found(kind=kind, place=place, manifest=manifest, index=index, damaged_head=[])
@@ -69,9 +64,10 @@ def look(location: str) -> Found:
 
 def verified(found: Found) -> list[Damage]:
     """Read everything, with a bar in megabytes, and list what is damaged."""
-    module = verify_cache if found.kind == "teacher cache" else verify_packed
     with progress("verify (MB)") as report:
-        return list(module.damages(found.place, lambda done, total: report(done >> 20, max(1, total >> 20))))
+        return list(
+            damages(_contents(found.kind), found.place, lambda done, total: report(done >> 20, max(1, total >> 20)))
+        )
 
 
 def read_rows(found: Found) -> list[dict[str, object]]:
@@ -92,6 +88,10 @@ def drawn(found: Found, number: int, path: Path, data: Path | None) -> Rows:
         raise ConfigError(f"--sample {number}: there are {count} samples, 0 to {count - 1}")
     draw = sample_picture.of_cache if found.kind == "teacher cache" else sample_picture.of_pack
     return [*draw(found.place, found.manifest, found.index, number, path, data), ("picture", path)]
+
+
+def _contents(kind: Kind) -> Contents:
+    return verify_cache if kind == "teacher cache" else verify_packed
 
 
 def _kind(place: Place, content: bytes) -> Kind:

@@ -2,14 +2,17 @@
 
 Rows are appended to a file of JSON lines; one thread ships them, and the mark of what is shipped advances only after
 a success. Shipping a row again must be harmless (MLflow keeps one row per key, step, time and value), so a crash
-between shipping and marking costs nothing.
+between shipping and marking costs nothing. While the disk is full rows wait in memory.
 """
 
+import fcntl
 import json
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,31 @@ LONGEST_PAUSE = 30.0
 """Seconds between two tries while the tracker does not answer."""
 LAST_PAUSE = 0.1
 """Seconds between two tries while the log is closing."""
+STEPPED = "loss/total"
+"""A key that every training step writes, and no other row."""
+MEASURED = ("time/", "ranks/", "student/")
+"""Keys whose values are another time's measurement when a step is done again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A number that came out otherwise when its step was done again."""
+
+    key: str
+    step: int
+    was: float
+    now: float
+
+    @property
+    def relative(self) -> float:
+        """Of the larger of the two; NaN where one is not finite."""
+        return abs(self.was - self.now) / max(abs(self.was), abs(self.now))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key} of step {self.step} was {self.was!r} and is {self.now!r} now that it was done again; the old "
+            "row stays. Equal workers on equal machines would have come to the same"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,17 +67,23 @@ class MetricLog:
     """The metrics of one run, written by one process at a time. A continued run opens the same file.
 
     A step that is done again after a restart writes only the keys that it has not written before: the first row of a
-    key and a step is the one that stays.
+    key and a step is the one that stays. What it would have written is compared with what is there.
     """
 
-    def __init__(self, path: Path, ship: Ship, every: float = 1.0) -> None:
+    def __init__(self, path: Path, ship: Ship, every: float = 1.0, begin: int | None = None) -> None:
+        """`begin`: the first step to come, where this one goes on; rows from there on are compared."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._mark, self._ship, self._every = path, path.with_suffix(".shipped"), ship, every
+        self._file = path.open("ab", buffering=0)
+        # A worker of a driver that was killed may live some seconds longer: nobody reads or writes before it is gone.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         _cut_torn_line(path)
         self._shared: dict[frozenset[str], frozenset[str]] = {}
-        self._written = _written(path, self._shared)
+        self._before: dict[tuple[int, str], float] = {}
+        self._written = _written(path, self._shared, self._before, begin)
+        self.difference: Difference | None = None
         self._shipped = _read_mark(self._mark, path.stat().st_size)
-        self._file = path.open("a", buffering=1)
+        self._waiting = b""
         self._failure: Exception | None = None
         self._deadline, self._done = 0.0, False
         self._stop = threading.Event()
@@ -60,9 +94,24 @@ class MetricLog:
         """Write the metrics of a step. Returns at once, whatever the tracker does."""
         old = self._written.get(step, frozenset())
         new = {key: float(value) for key, value in metrics.items() if key not in old}
+        for key, value in metrics.items():
+            self._compare(step, key, float(value))
         if new:
             self._written[step] = _kept_once(old.union(new), self._shared)
-            self._file.write(json.dumps({"t": time.time_ns() // 1_000_000, "s": step, "m": new}) + "\n")
+            line = json.dumps({"t": time.time_ns() // 1_000_000, "s": step, "m": new}) + "\n"
+            self._waiting += line.encode()
+            with suppress(OSError):  # they wait in memory, and `sync` tells
+                self._write()
+
+    def sync(self) -> None:
+        """Have all rows on disk. OSError where it does not take them."""
+        self._write()
+        os.fsync(self._file.fileno())
+
+    @property
+    def reached(self) -> int:
+        """The first step of which nothing is written."""
+        return 1 + max((step for step, keys in self._written.items() if STEPPED in keys), default=-1)
 
     @property
     def failure(self) -> Exception | None:
@@ -71,14 +120,28 @@ class MetricLog:
 
     def close(self, timeout: float = 10.0) -> bool:
         """Ship what is left, trying for `timeout` seconds. False: rows wait in the file for the next one to open it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with suppress(OSError):
+            # Where the disk is full, steps whose rows are lost are done again: no checkpoint goes before its rows.
+            self.sync()
         self._file.close()
         self._deadline = time.monotonic() + timeout
         self._stop.set()
         # Only the thread talks to the tracker: a call that hangs there never holds up the caller.
         self._thread.join(timeout)
-        return self._done
+        return self._done and not self._waiting
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def _compare(self, step: int, key: str, value: float) -> None:
+        """Remember the largest difference to what an earlier pass over this step wrote."""
+        was = self._before.pop((step, key), None)
+        if was is None or key.startswith(MEASURED) or was == value or (math.isnan(was) and math.isnan(value)):
+            return
+        found = Difference(key=key, step=step, was=was, now=value)
+        if self.difference is None or not found.relative <= self.difference.relative:
+            self.difference = found
 
     def _ship_until_stopped(self) -> None:
         pause = self._every
@@ -126,14 +189,21 @@ def _kept_once(keys: frozenset[str], shared: dict[frozenset[str], frozenset[str]
     return shared.setdefault(keys, keys)
 
 
-def _written(path: Path, shared: dict[frozenset[str], frozenset[str]]) -> dict[int, frozenset[str]]:
-    """The keys that each step has written."""
+def _written(
+    path: Path,
+    shared: dict[frozenset[str], frozenset[str]],
+    values: dict[tuple[int, str], float],
+    begin: int | None,
+) -> dict[int, frozenset[str]]:
+    """The keys that each step has written; with their `values` from step `begin` on."""
     written: dict[int, frozenset[str]] = {}
     with path.open("rb") as file:
         for line in file:
             found = json.loads(line)
             keys = written.get(found["s"], frozenset()).union(found["m"])
             written[found["s"]] = _kept_once(keys, shared)
+            if begin is not None and found["s"] >= begin:
+                values |= {(found["s"], key): value for key, value in found["m"].items()}
     return written
 
 

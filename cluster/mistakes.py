@@ -39,10 +39,10 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(f"name: becomes a folder's name, so it has no slash and no leading dot, got {config.name!r}")
     if config.seed < 0:
         lines.append(f"seed: must be >= 0, got {config.seed}")
-    if optim.batch < resources.workers * optim.accumulate:
+    if optim.batch < resources.most_workers * optim.accumulate:
         lines.append(
-            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.workers} "
-            f"x optim.accumulate={optim.accumulate}; take at least {resources.workers * optim.accumulate}"
+            f"optim.batch: {optim.batch} images cannot be shared by resources.workers={resources.most_workers} "
+            f"x optim.accumulate={optim.accumulate}; take at least {resources.most_workers * optim.accumulate}"
         )
     if optim.batch % config.order.lanes:
         lines.append(f"order.lanes: {config.order.lanes} lanes must divide optim.batch={optim.batch}")
@@ -52,6 +52,11 @@ def contradictions(config: "RunConfig") -> list[str]:
         lines.append(
             "optim.ema: cannot be kept at resources.zero=3, where no worker has the whole weights; "
             "set resources.zero=2 or optim.ema=null"
+        )
+    if resources.offload and resources.zero == 0:
+        lines.append(
+            "resources.offload: at resources.zero=0 the optimizer steps on the weights themselves, where they are; "
+            "set resources.zero=1, 2 or 3, or resources.offload=false"
         )
     return lines + _about_teachers(config)
 
@@ -69,7 +74,24 @@ def _about_teachers(config: "RunConfig") -> list[str]:
         for i, name in enumerate(names)
         if not name or not name.replace("-", "").replace("_", "").isalnum()
     ]
+    lines += [line for i, t in enumerate(config.teachers) if t.shard for line in _about_sharding(config, i)]
     return lines + [line for i in range(len(names)) for line in _about_codecs(config, i)]
+
+
+def _about_sharding(config: "RunConfig", number: int) -> list[str]:
+    """A teacher in shards that nobody runs, or that one worker holds anyway."""
+    key, lines = f"teachers.{number}.shard", []
+    if config.teachers[number].cache:
+        lines.append(
+            f"{key}: a cached teacher is not run in the steps, so there is nothing to share out; "
+            f"set {key}=false, or teachers.{number}.cache=false for a live one"
+        )
+    if config.resources.least_workers == 1:
+        lines.append(
+            f"{key}: one worker holds the whole teacher however it is cut; set resources.workers to 2 or more, "
+            f"or {key}=false and teachers.{number}.cache=true, which needs it only until the cache is filled"
+        )
+    return lines
 
 
 def _about_codecs(config: "RunConfig", number: int) -> list[str]:

@@ -10,7 +10,6 @@ from cluster.build import Split
 from cluster.config import RunConfig, evaluation_views
 from cluster.metric_log import MetricLog
 from cluster.scoring import Score, looks_per_image
-from cluster.tracking import RunHandle
 from data_sharding.files import write_atomically
 from kd import student as student_files
 from kd.detectors.base import Detector
@@ -21,6 +20,11 @@ METRICS = "metrics.jsonl"
 STUDENT = "student"
 RESULT = "result.json"
 DETECTIONS = "detections.json"
+SAMPLES = "samples.png"
+TRAIN = "train"
+"""The folder of Ray Train's checkpoints."""
+GROWS = "grows"
+"""The key under which all workers return that they left after a checkpoint to be more."""
 RESTED = "rested"
 """The key under which a run that rests before its end returns the step."""
 CHECKPOINT = "checkpoint"
@@ -35,21 +39,17 @@ def leave(
     student: Detector,
     val: Split,
     found: Score,
-    handle: RunHandle | None,
     log: MetricLog | None,
     step: int,
 ) -> dict[str, Any]:
-    """Write it all below `folder` and keep copies beside the MLflow run; the run's numbers. For rank 0."""
+    """Write it all below `folder`; the run's numbers. For rank 0."""
     categories = val.dataset.categories
     student_files.save(
         student, config.student, categories, folder / STUDENT, input=_input_of(config), metrics=found.metrics
     )
     detections = json.dumps(to_coco_results(found.detections, categories)).encode()
     write_atomically(folder / DETECTIONS, detections)
-    picture = pictures.beside_truth(val.dataset, {"student": found.detections}, folder / "samples.png")
-    if handle is not None:
-        for path in (picture, folder / STUDENT, folder / DETECTIONS):
-            handle.add_file(path)
+    pictures.beside_truth(val.dataset, {"student": found.detections}, folder / SAMPLES)
     speed = measure(student, val.views.view(0, 0).canvas)
     milliseconds = speed.milliseconds * looks_per_image(val, config.evaluation.slices)
     facts = {"parameters": speed.parameters, "ms_per_image": milliseconds, "gflops": speed.gflops}

@@ -98,12 +98,11 @@ def _shard(place: Place, manifest: Mapping[str, Any], number: int) -> bytes:
 
 def _energies(sample: StoredRow, key: CacheKey) -> list[np.ndarray]:
     """Per tap the root mean square over the channels, (h, w); not a number where nothing is stored."""
-    sizes = key.layout.sizes(sample.canvas[:2])
-    batch = BatchCopy([sample], key.coding, key.channels, sizes, BatchBuffers(pin=False))
-    batch.copy(0, check=False)
-    maps = []
-    for tap, rows in zip(batch.taps(), sample.rows, strict=True):
-        energy = tap.maps()[0].float().square().mean(0).sqrt().numpy()
+    batch = BatchCopy([sample], key.groups, key.layout.sizes(sample.canvas[:2]), BatchBuffers(pin=False))
+    batch.copy()
+    levels, maps = [x[0] for group in batch.taps() for x in group.maps()], []
+    for level, rows in zip(levels, sample.rows, strict=True):
+        energy = level.square().mean(0).sqrt().numpy()
         maps.append(np.where(energy > 0, energy, np.nan) if rows < energy.size else energy)
     return maps
 

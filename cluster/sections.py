@@ -44,6 +44,9 @@ class TeacherConfig:
     """Taps that are stored in another way: `{c5: fp16}`."""
     stores: tuple[Literal["c5", "pyramid"], ...] = ()
     """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
+    shard: bool = False
+    """A live teacher too large for one device: every worker keeps a part of its backbone and pyramid (ZeRO-3), and
+    gathers layer by layer. The same answers, slower."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0
@@ -120,8 +123,10 @@ class EvaluationConfig:
 class ResourcesConfig:
     """What the run uses of the cluster. Apart from `precision`, nothing here changes what is learnt."""
 
-    workers: int = 1
-    """Processes that train together, one per GPU where there are any."""
+    workers: int | tuple[int, int] = 1
+    """Processes that train together, one per GPU where there are any. `[least, most]`: a run begins with as many as
+    there is room for, goes on with fewer where a node is lost, and takes in more at a checkpoint after one has joined;
+    batches and their order stay what they are."""
     gpu: bool | None = None
     """Whether a worker takes a GPU; null: when the cluster has enough."""
     gpu_share: float = 1.0
@@ -130,6 +135,11 @@ class ResourcesConfig:
     """CPU cores per worker."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
+    offload: bool = False
+    """Keep the optimizer's share (weights, momenta, gradients) in the host's memory and step there; needs `zero`."""
+    activation_checkpointing: bool = False
+    """Compute the backbone's blocks again in the backward instead of keeping what they made: less memory, about a
+    third more time, the same bits."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The student's forward; weights and optimizer stay float32."""
     prefetch: int = 2
@@ -144,7 +154,14 @@ class ResourcesConfig:
     until: int | None = None
     """The step after which the run rests, with a checkpoint but without a result; null: it runs to its end."""
     max_failures: int = 3
-    """Restarts after lost workers before the run gives up."""
+    """Restarts after lost workers before the run gives up; a node that is taken away with a notice does not count."""
+    notice_every: int = 10
+    """Steps between two looks whether a node is about to be taken away; a checkpoint is written then."""
+    hang_after: float = 600.0
+    """Seconds without a movement of any worker until the ones that hold up the others are named and all are restarted.
+    The longest that a healthy run stands still is rank 0's sum of an evaluation, or a compiler's first step."""
+    wait_for_room: float = 3600.0
+    """Seconds that a checkpoint waits for room on a full disk before the run stops; the same command continues it."""
     checksums: Literal["first", "always", "never"] = "first"
     """When a worker verifies what it reads of a teacher cache: each sample's first time, every time, never."""
     caches: str | None = None
@@ -159,9 +176,16 @@ class ResourcesConfig:
     """Shards that each worker has copied before their first use."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
+        for name in ("threads", "prefetch", "checkpoint_every", "keep", "notice_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.least_workers < 1 or self.least_workers > self.most_workers:
+            raise ValueError(
+                f"workers must be a number >= 1, or [least, most] of them with 1 <= least <= most, got {self.workers}"
+            )
+        for name in ("hang_after", "wait_for_room"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is a number of seconds > 0, got {getattr(self, name)}")
         if self.until is not None and self.until < 1:
             raise ValueError(f"until must be >= 1, or null, got {self.until}")
         if not 0 < self.gpu_share <= 1:
@@ -174,3 +198,13 @@ class ResourcesConfig:
             )
         if self.caches is not None and "://" in self.caches:
             Remote(self.caches)  # refuses one that holds a secret
+
+    @property
+    def least_workers(self) -> int:
+        """With as many a run can go on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """It never has more."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]

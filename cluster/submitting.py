@@ -14,8 +14,10 @@ from cluster.driver import ROOT, say
 from cluster.grammar import ConfigError
 
 SECRETS = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc", "auth_token",
-    ".aws", ".ssh", ".git", ".venv", "/runs", "mlflow.db", "*.safetensors", "*.pth", "*.arrow",
+    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc",
+    ".pgpass", "credentials", "auth_token", ".aws", ".ssh", ".ray", ".git", ".venv", "/runs", "/data", "mlflow.db",
+    "*.safetensors", "*.pt", "*.pth", "*.onnx", "*.arrow", "*.tar", "*.tar.gz", "*.tgz", "*.zip", "*.jpg", "*.jpeg",
+    "*.png", "*.tif", "*.tiff",
 )  # fmt: skip
 """Left out of what is sent, beside all that .gitignore names: secrets, environments, data and weights."""
 STOPPED = 130
@@ -137,6 +139,8 @@ def _client(address: str) -> Any:
 
 
 def _asked(address: str, act: Callable[[], Any]) -> Any:
+    from ray.exceptions import AuthenticationError
+
     try:
         return act()
     except ConnectionError as error:
@@ -144,8 +148,8 @@ def _asked(address: str, act: Callable[[], Any]) -> Any:
             f"no job server answers at {address} ({_short(error)}); is the cluster up, and the tunnel open? "
             "(ssh -L 8265:127.0.0.1:8265 USER@HEAD)"
         ) from error
-    except RuntimeError as error:
-        if any(word in str(error) for word in ("401", "403", "uthenticat", "RAY_AUTH_TOKEN")):
+    except (AuthenticationError, RuntimeError) as error:
+        if isinstance(error, AuthenticationError) or "RAY_AUTH_TOKEN" in str(error):
             raise ConfigError(
                 f"{address} asks for a token and did not get the right one; copy the cluster's ~/.ray/auth_token here "
                 "(chmod 600), or point RAY_AUTH_TOKEN_PATH at it"

@@ -1,7 +1,7 @@
 """The teachers of one rank of a run: live ones on its device, cached ones as what they left on disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from cluster.cache_keys import cache_key
 from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
 from data_sharding.cache.reader import TeacherCache
+from data_sharding.world import World
 from kd.detectors.base import Shapes
 from kd.teacher import CachedTeacher, Teacher, aligned_shapes
 
@@ -21,7 +22,7 @@ class Staff:
 
     loaded: Mapping[str, LoadedTeacher]
     teachers: Mapping[str, Teacher]
-    """What each step asks."""
+    """What each step asks. Sharded ones come with `shared_out`."""
     caches: Mapping[str, TeacherCache]
     """What the loader reads for the cached ones."""
 
@@ -48,7 +49,21 @@ def open_teachers(config: RunConfig, student: Shapes, train: Split, device: torc
                 staging=staging_of(config),
             )
             teachers[name] = CachedTeacher(name, aligned_shapes(teacher.detector.shapes, student))
-        else:
+        elif not teacher.config.shard:
             teacher.detector.to(device)
             teachers[name] = build.live_teacher(teacher, student, build.reads_of(config))
     return Staff(loaded=loaded, teachers=teachers, caches=caches)
+
+
+def shared_out(staff: Staff, config: RunConfig, student: Shapes, world: World, device: torch.device) -> Staff:
+    """With the teachers that are to be sharded, which never were whole on a device. All ranks call it together, before
+    the student's engine is there; DeepSpeed is started."""
+    from cluster.sharded_teacher import share_out
+
+    most, reads = -(-config.optim.batch // (world.size * config.optim.accumulate)), build.reads_of(config)
+    sharded = {
+        name: build.live_teacher(teacher, student, reads, share_out(teacher.detector, device), most)
+        for name, teacher in staff.loaded.items()
+        if teacher.config.shard
+    }
+    return replace(staff, teachers={**staff.teachers, **sharded})

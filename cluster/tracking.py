@@ -8,10 +8,11 @@ import json
 import logging
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from cluster.grammar import ConfigError
 from cluster.metric_log import Row
@@ -35,8 +36,29 @@ class TrackingConfig:
     """Where the record of the run is kept."""
 
     uri: str | None = None
-    """Any MLflow tracking URI; null: an SQLite file below `storage`, which must then be a folder."""
+    """Any MLflow tracking URI, without a password in it; null: an SQLite file below `storage`, which must then be a
+    folder."""
     experiment: str = "minnow"
+    ranks_every: int = 20
+    """Steps over which every worker's times and memory are averaged before all are told; 0: rank 0's alone."""
+
+    def __post_init__(self) -> None:
+        if self.ranks_every < 0:
+            raise ValueError(f"ranks_every must be >= 0, got {self.ranks_every}")
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and _holds_password(self.uri):
+            raise ValueError(
+                f"uri={urlsplit(self.uri).scheme}://... holds a password, which would end up in logs, parameters and "
+                "files; take it out and give it by the environment (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN for a server, PGPASSWORD for PostgreSQL)"
+            )
+
+
+def _holds_password(uri: str) -> bool:
+    parts = urlsplit(uri)
+    words = ("password", "passwd", "token", "secret")
+    return ":" in parts.netloc.rpartition("@")[0] or any(word in parts.query.lower() for word in words)
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,11 @@ class RunHandle:
         client = _client(self.uri)
         for key, value in tags.items():
             client.set_tag(self.run_id, key, value)
+
+    def tell(self, status: Status) -> None:
+        """`close`, where the server answers: what is being told already matters more."""
+        with suppress(Exception):
+            self.close(status)
 
     def close(self, status: Status) -> None:
         """Tell how the run ended."""
@@ -93,12 +120,38 @@ def open_run(config: "RunConfig", storage: Path | str, tags: Mapping[str, str] |
     """
     uri, artifacts, folder = _places(config, storage)
     # A fresh SQLite database opened by several processes at once dies in its own migrations.
-    with _locked(folder.parent / "mlflow.lock"):
+    with _locked(folder.parent / "mlflow.lock"), _answering(uri):
         client = _client(uri)
         experiment = _experiment(client, config.tracking.experiment, artifacts)
         handle = _continued(client, uri, folder) or _started(client, uri, experiment, config.name, folder)
         _describe(client, handle, config, tags or {})
     return handle
+
+
+class TrackerAway(ConfigError):
+    """The tracking server does not answer."""
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """TrackerAway where the server does not answer at all."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except MlflowException as error:
+        if isinstance(error, RestException) or "://" not in uri or not uri.startswith("http"):
+            raise
+        raise TrackerAway(
+            f"tracking.uri: {uri} does not answer; start the server, or leave tracking.uri out"
+        ) from error
+
+
+def remembered(config: "RunConfig", storage: Path | str) -> RunHandle | None:
+    """The run that the folder of `config` remembers, without asking the server; None where it was never begun."""
+    uri, _, folder = _places(config, storage)
+    path = folder / RUN_FILE
+    return RunHandle(json.loads(path.read_text())["run_id"], uri) if path.exists() else None
 
 
 def _places(config: "RunConfig", storage: Path | str) -> tuple[str, str | None, Path]:

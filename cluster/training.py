@@ -1,34 +1,42 @@
 """Train one run by its recipe, from packing to the closing result; the same call again continues it."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import config as recipes
-from cluster import results
+from cluster import pulse, results, whole
 from cluster.caching import fill_caches
 from cluster.claim import alone
 from cluster.config import RunConfig
+from cluster.delivery import deliver, delivered
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError
+from cluster.incidents import Teller
 from cluster.packing import pack_splits
 from cluster.places import anchored
 from cluster.terminal import progress
-from cluster.tracking import open_run
+from cluster.tracking import RunHandle, TrackerAway, open_run, remembered
 from cluster.worker import Job, work
 from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
+NEVER = 1e9
+"""Seconds until Ray Train takes in new nodes by itself, amid a step: `cluster.growth` does so at a checkpoint."""
+START_TIMEOUT = "15"
+"""Seconds that workers wait for as many places as there were before, where a run may go on with fewer."""
 RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
 
 
 def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Do what is left of the run; its result: metrics, minutes and where the student is, or the step at which it rests
-    and its checkpoint. `further_tags` are set on its MLflow run."""
+    """Do what is left of the run; its result: metrics, minutes and where the student is. `further_tags` are set on its
+    MLflow run."""
     config = anchored(config)
     folder = _claim(config)
     with alone(folder):
@@ -39,27 +47,30 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
+        handle = remembered(config, config.storage)
+        if handle is not None and not delivered(folder):
+            deliver(folder, handle, say)
         return done
     packed = pack_splits(config)
     with ray_started():
         teachers = require_good_teachers(config)
         caches = fill_caches(config)
         require_resources(
-            config.resources.workers,
+            config.resources.least_workers,
             config.resources.threads,
-            wants_gpu(config.resources.gpu, config.resources.workers),
+            wants_gpu(config.resources.gpu, config.resources.least_workers),
         )
         tags = {"data.train": packed["train"].uid, "data.val": packed["val"].uid}
         tags |= {f"cache.{name}": cache.key.uid for name, cache in caches.items()}
         tags |= {f"teacher.{name}": cache.key.weights_sha256 for name, cache in caches.items()}
         tags |= {f"teacher.{name}.ap": f"{ap['own']:.2f}" for name, ap in teachers.items()}
-        handle = open_run(config, config.storage, {**tags, **further_tags})
+        handle = _open(config, {**tags, **further_tags})
         began = time.perf_counter()
         try:
             result = _fit(config, folder, (handle.run_id, handle.uri))
         except BaseException as error:
             # Ray turns SIGTERM, which `ray job stop` sends, into SystemExit; the job manager then waits for 3 s.
-            handle.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            handle.tell("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
             told = users_error(error)
             if told is not error:
                 raise told from None
@@ -73,8 +84,22 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         }
         if results.RESTED not in result:
             write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
-        handle.close("FINISHED")
+    whole.tidy(folder / results.TRAIN, config.resources.keep)
+    pulse.forget(folder)
+    deliver(folder, handle, say)
     return result
+
+
+def _open(config: RunConfig, tags: Mapping[str, str]) -> RunHandle:
+    """The run's record. One that was begun goes on without its server: its metrics wait in the run's folder."""
+    try:
+        return open_run(config, config.storage, tags)
+    except TrackerAway as error:
+        handle = remembered(config, config.storage)
+        if handle is None:
+            raise
+        say(f"{config.name}: {error}. The run goes on; its metrics wait in its folder")
+        return handle
 
 
 def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
@@ -111,8 +136,15 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
+    from cluster.lost_workers import NoteLostWorkers
+
     resources = config.resources
-    gpu = wants_gpu(resources.gpu, resources.workers)
+    # Ray's own check of its workers: only where none of them is left to notice (`cluster.pulse`).
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(1.5 * resources.hang_after + 30))
+    if resources.least_workers < resources.most_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT)
+    whole.tidy(folder / results.TRAIN, resources.keep)
+    gpu = wants_gpu(resources.gpu, resources.least_workers)
     trainer = TorchTrainer(
         work,
         train_loop_config=asdict(Job(tree=recipes.to_tree(config), folder=str(folder), run=run)),
@@ -120,21 +152,29 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             num_workers=resources.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.threads} | ({"GPU": resources.gpu_share} if gpu else {}),
+            elastic_resize_monitor_interval_s=NEVER,
         ),
         run_config=RayRunConfig(
-            name="train",
+            name=results.TRAIN,
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=resources.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[NoteLostWorkers(folder)],
         ),
     )
-    with progress(f"train {config.name}") as report, follow(folder / results.METRICS, report, config.optim.steps):
-        result = trainer.fit()
-    value: Any = result.return_value
+    teller = Teller(folder, config.name, say)
+    with (
+        progress(f"train {config.name}") as report,
+        closing(teller),  # after the thread that looks has ended
+        follow(folder / results.METRICS, report, config.optim.steps, look=teller.look),
+    ):
+        value: Any = trainer.fit().return_value
+        while results.GROWS in value:
+            value = trainer.fit().return_value
     if results.STOPPED in value:
         raise ConfigError(f"{config.name} stopped: {value[results.STOPPED]}")
     if results.RESTED in value:
-        assert result.checkpoint is not None  # left at the step at which the run rests
-        return {**value, results.CHECKPOINT: str(result.checkpoint.path)}
+        left, _ = whole.newest(folder / results.TRAIN)
+        return {**value, results.CHECKPOINT: str(left)}
     return dict(value)

@@ -39,6 +39,13 @@ def start_deepspeed() -> None:
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
+def kept_collectives() -> object:
+    """DeepSpeed's backend, which has looked up some of torch's collectives: see `cluster.traffic`."""
+    import deepspeed.comm.comm
+
+    return deepspeed.comm.comm.cdb
+
+
 class ZeroEngine:
     """A DeepSpeed engine at ZeRO stage 0 to 3.
 
@@ -47,8 +54,16 @@ class ZeroEngine:
     """
 
     def __init__(
-        self, distiller: Distiller, config: OptimConfig, world: World, *, stage: Stage, precision: Precision = "fp32"
+        self,
+        distiller: Distiller,
+        config: OptimConfig,
+        world: World,
+        *,
+        stage: Stage,
+        precision: Precision = "fp32",
+        offload: bool = False,
     ) -> None:
+        """`offload`: the optimizer's share lives and steps in the host's memory; not at stage 0."""
         import deepspeed
 
         self.distiller = distiller
@@ -61,7 +76,7 @@ class ZeroEngine:
         self._engine: Any = deepspeed.initialize(
             model=distiller,
             optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-            config=_settings(config, world, stage, precision, sum(p.numel() for p in distiller.parameters())),
+            config=_settings(config, world, stage, precision, offload, sum(p.numel() for p in distiller.parameters())),
             dist_init_required=False,
         )[0]
         if stage == 0:
@@ -90,6 +105,9 @@ class ZeroEngine:
             return norm
         self._engine.step()
         self._waiting = False
+        if self.stage == 3:
+            # DeepSpeed writes over what has a gradient: a method that has stopped would count in every later norm.
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -195,18 +213,24 @@ def _part(folder: Path, rank: int) -> Path:
     return folder / f"engine_{rank:05d}.pt"
 
 
-def _settings(config: OptimConfig, world: World, stage: Stage, precision: Precision, parameters: int) -> dict[str, Any]:
+def _settings(
+    config: OptimConfig, world: World, stage: Stage, precision: Precision, offload: bool, parameters: int
+) -> dict[str, Any]:
     # The default buckets hold half a billion numbers, allocated anew in every backward: 2 GB of page faults a step.
     # DeepSpeed wants a multiple of the number of ranks and an even number.
     unit = 2 * world.size
     bucket = -(-min(parameters, 200_000_000) // unit) * unit
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         # DeepSpeed only counts with it: where ranks cannot share evenly, theirs differ by one.
         "train_micro_batch_size_per_gpu": -(-config.batch // (world.size * config.accumulate)),
         "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": (config.clip_norm or 0.0) if stage > 0 else 0.0,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own steps on a processor as well, and nothing is compiled
         # DeepSpeed's own bf16 casts parameters but not the running statistics of normalisers, and fp16 with clipping
         # silently stops training on a CPU: autocast with float32 weights is what works everywhere.
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from data_sharding.codecs.stored import StoredTap
+from data_sharding.codecs.stored import TapGroup
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Taps:
 class StoredTaps:
     """Taps of a batch as a cache stores them: few bytes to move, decoded where they are needed."""
 
-    c5: StoredTap | None = None
-    pyramid: tuple[StoredTap, ...] = ()
+    c5: TapGroup | None = None
+    pyramid: tuple[TapGroup, ...] = ()
+    """All levels, finest first, however many of them each group holds."""
 
     def to(self, device: torch.device) -> "StoredTaps":
         """The same on `device`, still encoded."""
@@ -70,7 +71,8 @@ class StoredTaps:
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Taps:
         """The maps, on the device where the rows are."""
-        return Taps(None if self.c5 is None else self.c5.maps(dtype), tuple(p.maps(dtype) for p in self.pyramid))
+        c5 = None if self.c5 is None else self.c5.maps(dtype)[0]
+        return Taps(c5, tuple(level for group in self.pyramid for level in group.maps(dtype)))
 
 
 @dataclass(frozen=True)

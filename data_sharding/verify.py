@@ -3,11 +3,13 @@
 A reader stops at the first damage that it meets; this goes on and lists all of it, by file, row and sample.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 
 from data_sharding.files import unstamped
@@ -76,3 +78,69 @@ class Place:
         if is_url(self.location):
             return sorted(n for n in Remote(str(self.location)).sizes() if n.startswith(f"{folder}/"))
         return sorted(f"{folder}/{p.name}" for p in (Path(self.location) / folder).glob("*.json"))
+
+
+class Contents(Protocol):
+    """What a packed split and a teacher cache do not share: the modules `verify_packed` and `verify_cache`."""
+
+    def manifest_of(self, place: Place) -> dict[str, Any] | Damage:
+        """The manifest, compared with its own hash."""
+        ...
+
+    def damaged_rows(
+        self, name: str, content: bytes, index: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> Iterator[Damage]:
+        """What is wrong in one shard, row by row; `index` has its lines alone."""
+        ...
+
+    def beside(self, place: Place, manifest: Mapping[str, Any]) -> Iterator[Damage]:
+        """What is wrong with the files beside manifest, index, shards and receipts."""
+        ...
+
+
+def index_of(place: Place, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | Damage:
+    """The columns of the index."""
+    content, damage = place.checked(INDEX, manifest["index"]["bytes"], manifest["index"]["xxh3_128"])
+    if damage is not None:
+        return damage
+    table = pa.ipc.open_file(content).read_all()
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def damages(contents: Contents, place: Place, progress: Progress) -> Iterator[Damage]:
+    """Everything that is wrong; `progress` is told (bytes read, bytes in all) of the shards."""
+    manifest = contents.manifest_of(place)
+    if isinstance(manifest, Damage):
+        yield manifest
+        return
+    index = index_of(place, manifest)
+    if isinstance(index, Damage):
+        yield index
+        index = None
+    done, total = 0, sum(shard["bytes"] for shard in manifest["shards"])
+    for number, shard in enumerate(manifest["shards"]):
+        lines = None if index is None else {name: x[index["shard"] == number] for name, x in index.items()}
+        yield from _of_shard(contents, place, shard, lines, manifest)
+        done += shard["bytes"]
+        progress(done, total)
+    yield from place.receipts({shard["name"]: shard for shard in manifest["shards"]})
+    yield from contents.beside(place, manifest)
+
+
+def _of_shard(
+    contents: Contents,
+    place: Place,
+    shard: Mapping[str, Any],
+    lines: Mapping[str, np.ndarray] | None,
+    manifest: Mapping[str, Any],
+) -> Iterator[Damage]:
+    name = shard["name"]
+    content, damage = place.checked(name, shard["bytes"], shard["xxh3_128"])
+    if not content:
+        yield damage or Damage(file=name, what="empty")
+        return
+    found = [] if lines is None else list(contents.damaged_rows(name, content, lines, manifest))
+    if damage is not None and not any(d.row is not None for d in found):
+        untouched = lines is not None and not found
+        yield Damage(file=name, what=f"{damage.what}; no sample is touched" if untouched else damage.what)
+    yield from found

@@ -49,6 +49,8 @@ class Moment:
     rehearsal: bool = False
     """Only the refreshing assistants learn; no losses for the student (accumulation: see `kd.step`)."""
     clock: Clock = field(default_factory=Clock)
+    seen: list[Taps] | None = None
+    """Takes the student's taps, with their graph, for who asks how hard each term pulls at them (`kd.pull`)."""
 
 
 class Distiller(nn.Module):
@@ -95,6 +97,8 @@ class Distiller(nn.Module):
         keep = _statistics_kept(student) if moment.rehearsal else nullcontext()
         with keep, torch.set_grad_enabled(torch.is_grad_enabled() and not moment.rehearsal):
             taps = student.features(images, freeze_backbone=self.frozen(moment.progress))
+            if moment.seen is not None:
+                moment.seen.append(taps)
             # Assistants of two stages are asked about the student's proposals (S19), so these come first.
             outputs = self._predict(taps, batch) if student.shapes.family == "two_stage" else None
         proposals = None if outputs is None else outputs.proposals

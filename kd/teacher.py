@@ -27,12 +27,17 @@ class LiveTeacher:
         rule: Rule,
         reads: frozenset[str],
         precision: Literal["fp32", "bf16"] = "fp32",
+        features: Callable[[Tensor], Taps] | None = None,
+        images: int = 1,
     ) -> None:
+        """`features`: another way to the detector's taps, for which ranks wait for each other: then all look as often
+        as the one that has the most `images` in a batch."""
         self.detector = detector.eval().requires_grad_(False)
         self.shapes = aligned_shapes(detector.shapes, student)
         self._student, self._factor, self._reads = student, factor, reads
         self._rule: Rule = rule
         self._precision = precision
+        self._features, self._images = features or detector.features, images
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Taps:
@@ -42,18 +47,20 @@ class LiveTeacher:
         # On a CPU torch picks a convolution's algorithm by the number of images, and GroupNorm's sums by how threads
         # share them: one at a time, an image's taps do not depend on its batch mates and equal the cached ones to the
         # bit (a third slower at 256 px, faster from 512 px on). A GPU needs the whole batch, and agrees to rounding.
-        size = 1 if images.device.type == "cpu" else len(images)
+        size = 1 if images.device.type == "cpu" else max(len(images), self._images)
         parts = [
             self._look(images[i : i + size], Geometry(geometry.canvas, geometry.sizes[i : i + size]))
             for i in range(0, len(images), size)
         ]
+        for _ in range(len(parts) * size, self._images, size):  # for the ranks that have more images
+            self._look(images[:1], Geometry(geometry.canvas, geometry.sizes[:1]))
         c5 = None if parts[0].c5 is None else _joined([part.c5 for part in parts if part.c5 is not None])
         return Taps(c5, tuple(_joined(level) for level in zip(*(part.pyramid for part in parts), strict=True)))
 
     def _look(self, images: Tensor, geometry: Geometry) -> Taps:
         # The student's autocast must not reach in here: live and cached teacher have to agree to the bit.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            taps = self.detector.features(self.detector.normalise(images, geometry))
+            taps = self._features(self.detector.normalise(images, geometry))
         taps = align(taps, self.detector.shapes, self._student, self._factor, self._rule)
         return only(taps, self._reads)
 

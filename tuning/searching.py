@@ -131,12 +131,12 @@ def _places(plan: Plan, config: RunConfig) -> tuple[int, bool]:
     import ray
 
     resources = config.resources
-    gpu = wants_gpu(resources.gpu, resources.workers)
-    require_resources(resources.workers, resources.threads, gpu)
+    gpu = wants_gpu(resources.gpu, resources.least_workers)
+    require_resources(resources.least_workers, resources.threads, gpu)
     total = ray.cluster_resources()
-    fit = int(total["CPU"]) // (resources.workers * resources.threads)
+    fit = int(total["CPU"]) // (resources.least_workers * resources.threads)
     if gpu:
-        fit = min(fit, int(total["GPU"] / (resources.workers * resources.gpu_share)))
+        fit = min(fit, int(total["GPU"] / (resources.least_workers * resources.gpu_share)))
     wanted = plan.options.at_once
     if wanted is not None and wanted > fit:
         say(f"search.at_once: {wanted} trials do not fit; {fit} run at a time")

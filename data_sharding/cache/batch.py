@@ -1,11 +1,12 @@
-"""Copies the rows of a batch out of mapped files into one piece of memory: each byte once, hashed on its way.
+"""Copies the rows of a batch out of mapped files into one piece of memory: in one call for each group of taps, or,
+where samples are checked, sample by sample and hashed on the way.
 
-A sparse sample is copied in the time of some dozen interpreted lines: what is short goes through tables, so that
-interpreted work per sample and tap is left for the values alone. Shape letters: B samples, C channels of a tap, R
-stored positions of a tap of all samples.
+Whatever is interpreted here for each sample costs as much as a good part of the copy of a sparse one, so nothing is.
+Letters: B samples, T taps of a group, C their channels, R stored positions of all samples and taps.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -14,111 +15,95 @@ import xxhash
 from torch import Tensor
 
 from data_sharding.cache.buffers import ALIGNED, BatchBuffers
+from data_sharding.cache.groups import Group
 from data_sharding.cache.rows import StoredRow
-from data_sharding.codecs.catalogue import Codec, StoredTap
+from data_sharding.codecs.stored import Sizes, TapGroup, place_shifts
 
-CHUNK = 256 * 2**10
+CHUNK = 512 * 2**10
 """Bytes that are hashed right after they were copied, while the processor core's own cache still holds them: memory is
 then read once for both."""
 
 
 class BatchCopy:
-    """The memory of one batch, into which its samples are copied one after the other."""
+    """The memory of one batch. In it lie, one after the other, the scales of all samples for each group, then the
+    masks, then the values, then what is counted in each sparse group."""
 
-    def __init__(
-        self,
-        rows: Sequence[StoredRow],
-        coding: Sequence[Codec],
-        channels: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
-        buffers: BatchBuffers,
-    ) -> None:
-        """`rows` share a canvas, on which the taps have these `channels` and `sizes` (h, w)."""
-        self._rows, self._coding, self._channels, self._sizes = rows, coding, channels, sizes
-        self._kept = [sum(kept) for kept in zip(*(row.rows for row in rows), strict=True)]
-        lengths = [[row.lengths[kind] for row in rows] for kind in range(3)]
-        starts, end = [], 0
-        for by_row in lengths:
-            starts.append([])
-            for of_tap in zip(*by_row, strict=True):
-                begins = list(accumulate(of_tap, initial=-(-end // ALIGNED) * ALIGNED))
-                end = begins[-1]
-                starts[-1].append(begins)
-        self._scales, self._masks, self._values = starts
-        self._buffer = buffers.take(max(-(-end // ALIGNED), 1) * ALIGNED)
+    def __init__(self, rows: Sequence[StoredRow], groups: Sequence[Group], sizes: Sizes, buffers: BatchBuffers) -> None:
+        """`rows` share a canvas, on which the taps have these `sizes` (h, w)."""
+        self._rows, self._groups, self._sizes = rows, groups, sizes
+        self._columns = tuple(zip(*[row.parts for row in rows], strict=True))
+        """Where each stretch of the batch comes from, sample by sample."""
+        self._starts, end = list[int](), 0
+        for column in self._columns:
+            self._starts.append(end)
+            end = -(-(end + sum(map(len, column))) // ALIGNED) * ALIGNED
+        for group in groups:
+            self._starts.append(end)
+            end += group.codec.sparse * -(-16 * len(rows) * group.count // ALIGNED) * ALIGNED
+        self._buffer = buffers.take(end)
         self._memory = self._buffer.numpy()
-        # Scales per channel and masks are equally long in every sample: one row of a table each, placed all at once.
-        self._tables = [
-            np.empty((len(rows), sum(by_row[0])), np.uint8) if by_row.count(by_row[0]) == len(rows) else None
-            for by_row in lengths[:2]
+
+    def copy(self, checked: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Copy all samples. Of those whose numbers are in `checked`: the number and the checksum of what now lies in
+        the batch."""
+        if checked:
+            return self._copy_singly(checked)
+        for column, start in zip(self._columns, self._starts, strict=False):  # what is behind comes from no file
+            if length := sum(map(len, column)):
+                # numpy copies read-only mappings without a warning and without holding the interpreter's lock.
+                np.concatenate(column, out=self._memory[start : start + length])
+        return []
+
+    def taps(self) -> tuple[TapGroup, ...]:
+        """The taps over the batch's memory, in the order of the groups, once all samples were copied."""
+        return tuple(self._group(number, group) for number, group in enumerate(self._groups))
+
+    def _copy_singly(self, checked: Collection[int]) -> list[tuple[int, int]]:
+        begins = [
+            list(accumulate(map(len, column), initial=start))
+            for column, start in zip(self._columns, self._starts, strict=False)
         ]
+        found = []
+        for number, row in enumerate(self._rows):
+            hasher = row.hasher() if number in checked else None
+            for column, begin in zip(self._columns, begins, strict=True):
+                self._copy_part(column[number], begin[number], hasher)
+            if hasher is not None:
+                found.append((number, hasher.intdigest()))
+        return found
 
-    def copy(self, number: int, *, check: bool) -> int | None:
-        """Copy sample `number`. With `check` the checksum of what now lies in the batch, else None."""
-        row = self._rows[number]
-        hasher = row.hasher() if check else None
-        short = ((row.scales, self._scales, row.lengths[0]), (row.masks, self._masks, row.lengths[1]))
-        for (source, starts, lengths), table in zip(short, self._tables, strict=True):
-            if table is None:
-                self._copy(source, starts, lengths, number, hasher)
-            elif len(source):
-                table[number] = source
-                if hasher is not None:
-                    hasher.update(table[number].data)
-        self._copy(row.values, self._values, row.lengths[2], number, hasher)
-        return None if hasher is None else hasher.intdigest()
+    def _copy_part(self, source: np.ndarray, start: int, hasher: "xxhash.xxh3_64 | None") -> None:
+        for at in range(0, len(source), CHUNK):
+            piece = source[at : at + CHUNK]
+            copied = self._memory[start + at : start + at + len(piece)]
+            np.copyto(copied, piece)
+            if hasher is not None:
+                hasher.update(copied)
 
-    def taps(self) -> tuple[StoredTap, ...]:
-        """The taps over the batch's memory, in the layout's order, once all samples were copied."""
-        for table, starts in zip(self._tables, (self._scales, self._masks), strict=True):
-            if table is not None and table.shape[1]:
-                self._place(table, starts)
-        typed = {dtype: self._buffer.view(dtype) for dtype in {torch.float16, *(c.dtype for c in self._coding)}}
-        return tuple(self._tap(number, typed) for number in range(len(self._sizes)))
+    def _group(self, number: int, group: Group) -> TapGroup:
+        images, taps, channels, groups = len(self._rows), group.count, group.channels, len(self._groups)
+        sizes, codec = self._sizes[group.first : group.end], group.codec
+        kept = sum(map(len, self._columns[2 * groups + number])) // (channels * codec.dtype.itemsize)
+        scale = mask = segments = None
+        if codec.per == "channel":
+            scale = self._tensor(number, torch.float16, (images, taps, channels), (taps * channels, channels, 1))
+        elif codec.per == "position":
+            scale = self._tensor(number, torch.float16, (kept, 1), (1, 1))
+        if codec.sparse:
+            length = len(self._columns[groups + number][0])
+            mask = self._tensor(groups + number, torch.uint8, (images, length), (length, 1))
+            segments = self._segments(3 * groups + number, group, sizes)
+        values = self._tensor(2 * groups + number, codec.dtype, (kept, channels), (channels, 1))
+        return TapGroup(
+            images=images, channels=channels, sizes=sizes, values=values, scale=scale, mask=mask, segments=segments
+        )
 
-    def _copy(
-        self,
-        source: np.ndarray,
-        starts: list[list[int]],
-        lengths: tuple[int, ...],
-        number: int,
-        hasher: "xxhash.xxh3_64 | None",
-    ) -> None:
-        at, memory = 0, self._memory
-        for begins, length in zip(starts, lengths, strict=True):
-            start = begins[number]
-            if hasher is None:
-                # numpy copies a read-only mapping without a warning and without holding the interpreter's lock.
-                np.copyto(memory[start : start + length], source[at : at + length])
-            else:
-                for offset in range(0, length, CHUNK):
-                    end = min(offset + CHUNK, length)
-                    piece = memory[start + offset : start + end]
-                    np.copyto(piece, source[at + offset : at + end])
-                    hasher.update(piece.data)
-            at += length
+    def _segments(self, number: int, group: Group, sizes: Sizes) -> Tensor:
+        counts = [kept for row in self._rows for kept in row.rows[group.first : group.end]]
+        shifts, count = place_shifts(len(self._rows), sizes), len(counts)
+        struct.pack_into(f"{2 * count}q", self._memory, self._starts[number], *counts, *shifts)
+        return self._tensor(number, torch.int64, (2, count), (count, 1))
 
-    def _place(self, table: np.ndarray, starts: list[list[int]]) -> None:
-        """From sample by sample to tap by tap."""
-        at = 0
-        for begins in starts:
-            length = begins[1] - begins[0]
-            self._memory[begins[0] : begins[-1]].reshape(len(table), length)[:] = table[:, at : at + length]
-            at += length
-
-    def _tap(self, number: int, typed: dict[torch.dtype, Tensor]) -> StoredTap:
-        coding, channels, kept = self._coding[number], self._channels[number], self._kept[number]
-        count, (height, width) = len(self._rows), self._sizes[number]
-        scale = mask = None
-        # One operation on a tensor for each part, not one for its place, its type and its shape.
-        start = self._values[number][0] // coding.dtype.itemsize
-        values = typed[coding.dtype].as_strided((kept, channels), (channels, 1), start)
-        if coding.per is not None:
-            shape = (count, 1, channels) if coding.per == "channel" else (kept, 1)
-            strides = (channels, channels, 1) if coding.per == "channel" else (1, 1)
-            scale = typed[torch.float16].as_strided(shape, strides, self._scales[number][0] // 2)
-        if coding.sparse:
-            begins = self._masks[number]
-            length = begins[1] - begins[0]
-            mask = self._buffer.as_strided((count, length), (length, 1), begins[0])
-        return StoredTap(shape=(count, channels, height, width), values=values, scale=scale, mask=mask)
+    def _tensor(self, number: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+        """One stretch of the batch as numbers: two operations, where slices and views would be four."""
+        return self._buffer.view(dtype).as_strided(shape, strides, self._starts[number] // dtype.itemsize)

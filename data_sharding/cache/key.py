@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import StoredTaps, Taps
-from data_sharding.codecs.catalogue import Codec, StoredTap, codec, tap_bytes
+from data_sharding.cache.groups import Group, groups_of
+from data_sharding.codecs.catalogue import Codec, TapGroup, codec, tap_bytes
 from data_sharding.codecs.foreground import level_sizes
 
 CACHE_FORMAT = 4
@@ -70,11 +72,6 @@ class TapLayout:
         named = dict(zip(self.names, tensors, strict=True))
         return Taps(named.pop("c5", None), tuple(named.values()))
 
-    def stored(self, taps: tuple[StoredTap, ...]) -> StoredTaps:
-        """The same of encoded taps."""
-        named = dict(zip(self.names, taps, strict=True))
-        return StoredTaps(named.pop("c5", None), tuple(named.values()))
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
@@ -131,6 +128,11 @@ class CacheKey:
         """The codec of each tap."""
         return tuple(codec(name) for name in self.codecs)
 
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The taps that are read together."""
+        return groups_of(self.taps, self.coding, self.channels)
+
     @property
     def sparse(self) -> bool:
         """Whether only foreground is stored of some tap."""
@@ -140,6 +142,12 @@ class CacheKey:
     def uid(self) -> str:
         """sha256 of the canonical JSON of all fields."""
         return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+
+    def stored(self, found: Sequence[TapGroup]) -> StoredTaps:
+        """The taps of a batch, by their names, of what was read of each of `groups`."""
+        named = [(self.taps[group.first], one) for group, one in zip(self.groups, found, strict=True)]
+        c5 = next((one for name, one in named if name == "c5"), None)
+        return StoredTaps(c5, tuple(one for name, one in named if name != "c5"))
 
     def sample_bytes(self, canvas: tuple[int, int], rows: Sequence[int] | None = None) -> int:
         """Bytes of the taps of one image, of which `rows` positions per tap are foreground (None: all)."""

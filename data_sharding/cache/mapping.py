@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from data_sharding.cache.key import CacheKey
@@ -97,7 +96,7 @@ class MappedShard:
             got = f"{self._reader.num_record_batches} batches"
             raise ShardCorrupt(file.path, file.id, None, None, f"{file.rows} rows", got)
         self._rows: list[StoredRow | None] = [None] * file.rows
-        self.brought = np.zeros(file.rows, np.bool_)
+        self.brought = bytearray(file.rows)
         """Rows whose pages somebody was asked to bring in."""
         self._lock = threading.Lock()
 
@@ -106,7 +105,7 @@ class MappedShard:
         found = self._rows[number]
         if found is None:
             found = self._rows[number] = self._read(number, sample)
-        if (found.image_id, found.view) != sample:
+        if found.image_id != sample[0] or found.view != sample[1]:
             got = (found.image_id, found.view)
             raise ShardCorrupt(self.file.path, self.file.id, number, sample, f"the sample {sample}", got)
         return found
@@ -148,6 +147,10 @@ class MappedShards:
         found = found or self._opened(number)
         found.require_size()
         return found
+
+    def mapped(self, number: int) -> MappedShard | None:
+        """One shard where it is mapped already."""
+        return self._open.get(number)
 
     def __len__(self) -> int:
         """How many files are mapped now."""

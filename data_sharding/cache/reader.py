@@ -46,7 +46,6 @@ class TeacherCache:
     ) -> None:
         """Use `open`."""
         self.folder, self.key, self.layout, self.verify = folder, key, key.layout, verify
-        self._coding = key.coding
         self.staging = staging
         names = [s["name"] for s in manifest["shards"]]
         self.files = [
@@ -59,7 +58,8 @@ class TeacherCache:
         self._index = read_index(folder, manifest["index"])
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
-        self._verified, self._replayed = np.zeros((2, len(self._index["row"])), np.bool_)
+        self._verified, self._replayed = (bytearray(len(self._index["row"])) for _ in range(2))
+        self._sizes = {canvas: self.layout.sizes(canvas) for canvas in map(tuple, key.canvases)}
         columns = (self._index[name].tolist() for name in ("shard", "row", "image_id", "view"))
         self._places = list(zip(*columns, strict=True))
         self._number = {file.id: number for number, file in enumerate(self.files)}
@@ -113,8 +113,11 @@ class TeacherCache:
     def bring(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> None:
         """Have threads bring in the pages of samples that will be read soon, where that was not asked for before. What
         lies elsewhere is fetched whole, by `expect`."""
-        if len(positions) and not isinstance(self.shelf, StagedShards):
-            self._bringing.submit(self._bring, self._lines(positions, views))
+        if isinstance(self.shelf, StagedShards):
+            return
+        missing = [line for line in self._lines(positions, views) if not self._is_brought(line)]
+        if missing:
+            self._bringing.submit(self._bring, missing)
 
     def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
@@ -132,7 +135,7 @@ class TeacherCache:
                     f"process has {dict(library_versions())}. Use the code and libraries that filled it, or delete "
                     f"this folder and fill it again with `{COMMAND}`"
                 )
-            self._replayed[line] = True
+            self._replayed[line] = 1
 
     def verify_files(self) -> None:
         """Read every shard whole and compare it with its hash, as after copying a cache."""
@@ -179,22 +182,25 @@ class TeacherCache:
         if others:
             found = sorted([canvas, *others])
             raise ValueError(f"a batch must have one canvas, these {len(rows)} samples have {found}")
-        sizes = self.layout.sizes(canvas)
-        batch = BatchCopy(rows, self._coding, self.layout.channels, sizes, self._buffers[pin])
-        for number, line in enumerate(lines):
-            check = self.verify == "always" or (self.verify == "first" and not self._verified[line])
-            found = batch.copy(number, check=check)
-            if found is not None:
-                self._require_checksum(line, rows[number].checksum, found)
-                self._verified[line] = True
-        return self.layout.stored(batch.taps())
+        batch = BatchCopy(rows, self.key.groups, self._sizes[canvas], self._buffers[pin])
+        for number, found in batch.copy(self._unchecked(lines)):
+            self._require_checksum(lines[number], rows[number].checksum, found)
+            self._verified[lines[number]] = 1
+        return self.key.stored(batch.taps())
+
+    def _unchecked(self, lines: list[int]) -> Sequence[int]:
+        """Which of these samples have to be checked as they are read."""
+        if self.verify == "never":
+            return ()
+        every = self.verify == "always"
+        return [number for number, line in enumerate(lines) if every or not self._verified[line]]
 
     def _lines(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> list[int]:
         """The index's line of each sample."""
-        images, count = self._line.shape[1], self._line.shape[0]
+        images, count, table = self._line.shape[1], self._line.shape[0], self._line
         lines = []
         for position, view in zip(positions, views, strict=True):
-            line = int(self._line[view, position]) if 0 <= view < count and 0 <= position < images else -1
+            line = table.item(view, position) if 0 <= view < count and 0 <= position < images else -1
             if line < 0:
                 raise IndexError(
                     f"{self.folder} has no image {position} in view {view}; it holds {images} images in {count} view(s)"
@@ -221,13 +227,18 @@ class TeacherCache:
             file, got = self.files[shard], f"{found:016x} (the row says {stored:016x})"
             raise ShardCorrupt(file.path, file.id, row, (image_id, view), f"xxh3_64 {expected:016x}", got)
 
+    def _is_brought(self, line: int) -> bool:
+        shard, row, _, _ = self._places[line]
+        mapped = self.shards.mapped(shard)
+        return mapped is not None and bool(mapped.brought[row])
+
     def _bring(self, lines: list[int]) -> None:
         for line in lines:
             shard, number, image_id, view = self._places[line]
             try:
                 mapped = self.shards.shard(shard)
                 if not mapped.brought[number]:
-                    mapped.brought[number] = True
+                    mapped.brought[number] = 1
                     self._pages.bring(mapped.row(number, (image_id, view)).values)
             except ShardCorrupt:
                 # Whoever reads this sample is told; here nobody listens.

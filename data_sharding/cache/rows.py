@@ -11,6 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from data_sharding import shards
+from data_sharding.cache.groups import pieces
 from data_sharding.cache.key import CacheKey
 from data_sharding.codecs.base import require_lengths
 from data_sharding.codecs.catalogue import Encoded, row_bytes
@@ -67,12 +68,12 @@ class StoredRow:
     pixels: bytes
     head: int
     """The hash of all that is above; `hasher` goes on from it."""
-    lengths: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-    """Bytes of each tap in `scales`, `masks` and `values`."""
     scales: np.ndarray
     """(bytes,) uint8: of all taps, one after the other; as `masks` and `values`."""
     masks: np.ndarray
     values: np.ndarray
+    parts: tuple[np.ndarray, ...]
+    """`scales`, then `masks`, then `values`, each cut where the key's groups of taps end."""
 
     def hasher(self) -> "xxhash.xxh3_64":
         """The row's checksum once `scales`, `masks` and `values` have gone through it, in this order."""
@@ -150,6 +151,8 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> StoredRow:
     image_id, view, canvas, rows, checksum = (batch.column(i)[0].as_py() for i in range(5))
     scales, masks = _lists(batch.column(5)), _lists(batch.column(6))
     values, pixels = _binary(batch.column(7)), batch.column(8)[0].as_py()
+    if (canvas[0], canvas[1]) not in key.canvases:
+        raise ValueError(f"canvas {canvas} is none of {key.canvases}")
     sizes = key.layout.sizes((canvas[0], canvas[1]))
     bits = np.split(masks.content, np.cumsum(masks.sizes)[:-1])
     for name, codec, channels, (height, width), n, scale, mask in zip(
@@ -167,10 +170,14 @@ def read_row(batch: pa.RecordBatch, key: CacheKey) -> StoredRow:
         checksum=checksum,
         pixels=pixels,
         head=_head(image_id, view, canvas, rows, scales.sizes, masks.sizes, pixels),
-        lengths=(tuple(scales.sizes), tuple(masks.sizes), tuple(lengths)),
         scales=scales.content,
         masks=masks.content,
         values=values,
+        parts=(
+            *pieces(scales.content, scales.sizes, key.groups),
+            *pieces(masks.content, masks.sizes, key.groups),
+            *pieces(values, lengths, key.groups),
+        ),
     )
 
 

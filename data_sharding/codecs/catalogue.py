@@ -14,7 +14,7 @@ from torch import Tensor
 from data_sharding.codecs.base import Codec, CodecError, Encoded, mask_bytes, row_bytes, scale_count, tap_bytes
 from data_sharding.codecs.dense import Dense
 from data_sharding.codecs.int8 import Int8
-from data_sharding.codecs.stored import StoredTap, stack
+from data_sharding.codecs.stored import TapGroup, stack
 
 __all__ = [
     "CHOICES",
@@ -22,7 +22,7 @@ __all__ = [
     "Codec",
     "CodecError",
     "Encoded",
-    "StoredTap",
+    "TapGroup",
     "codec",
     "decode",
     "mask_bytes",
@@ -56,4 +56,4 @@ def codec(name: str) -> Codec:
 
 def decode(encoded: Encoded, name: str, shape: tuple[int, int, int], *, level: str) -> Tensor:
     """Decode one tap to a (C, h, w) float32 tensor whose memory has the channels last; zero where nothing is stored."""
-    return stack(codec(name), [encoded], shape, level=level).maps()[0]
+    return stack(codec(name), [encoded], shape, level=level).maps()[0][0]

@@ -1,83 +1,94 @@
-"""One tap of a whole batch as it is stored: what travels to the training device, and its decoding there.
+"""Taps of a whole batch as they are stored: what travels to the training device, and its decoding there.
 
 The loader only copies rows; the device multiplies and places them, for all images of a batch in one operation each.
-Shape letters: B images, C channels, h x w cells, R rows of all images: B * h * w, or fewer where codecs are sparse.
+Shape letters: B images, T taps, C channels, h x w cells of a tap, R rows of all images and taps: as many as there are
+cells, or fewer where codecs are sparse.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_sharding.codecs.base import Codec, CodecError, Encoded, require_lengths, row_bytes
+from data_sharding.codecs.base import Codec, CodecError, Encoded, mask_bytes, require_lengths, row_bytes
+
+Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTap:
-    """One tap of B images, of one codec."""
+class TapGroup:
+    """Neighbouring taps of one codec and one width: image by image, of each tap after tap, of each row by row."""
 
-    shape: tuple[int, int, int, int]
-    """(B, C, h, w) of the maps."""
+    images: int
+    channels: int
+    sizes: Sizes
+    """The (h, w) of each tap."""
     values: Tensor
     """(R, C) fp16, fp32 or int8."""
     scale: Tensor | None = None
-    """float16: (B, 1, C) per channel or (R, 1) per position, for int8 values."""
+    """float16: (B, T, C) per channel or (R, 1) per position, for int8 values."""
     mask: Tensor | None = None
-    """(B, bytes) uint8: which of an image's h * w positions are stored, the first in the lowest bit of the first byte;
-    None where all are."""
+    """(B, bytes) uint8: which of an image's positions are stored, the first in the lowest bit of the first byte, each
+    tap beginning with a byte; None where all are."""
+    segments: Tensor | None = None
+    """(2, B * T) int64 beside `mask`: how many rows are stored of each image's taps, and their `place_shifts`."""
 
-    def to(self, device: torch.device) -> "StoredTap":
+    def to(self, device: torch.device) -> "TapGroup":
         """The same on `device`; pinned tensors travel without blocking."""
+        tensors = {name: getattr(self, name) for name in ("values", "scale", "mask", "segments")}
+        moved = {n: x.to(device, non_blocking=True) for n, x in tensors.items() if x is not None}
+        return replace(self, **moved)
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        values = self.values.to(device, non_blocking=True)
-        return replace(self, values=values, scale=move(self.scale), mask=move(self.mask))
-
-    def maps(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, C, h, w) with channels last in memory, on the device where the rows are; zero where nothing is stored.
+    def maps(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        """(B, C, h, w) of each tap with channels last in memory, on the device where the rows are; zero where nothing
+        is stored.
 
         Products are rounded once, from float32, so that they are the same on every device.
         """
-        images, channels, height, width = self.shape
-        place = self._place()
-        rows = self._decoded(dtype, place)
-        if place is not None:
-            empty = rows.new_zeros(images * height * width, channels)
-            rows = empty.index_copy_(0, place, rows)
-        return rows.view(images, height, width, channels).permute(0, 3, 1, 2)
+        flat = self._dense(dtype) if self.mask is None else self._placed(self.mask, dtype)
+        shaped = (x.view(self.images, h, w, self.channels) for x, (h, w) in zip(flat, self.sizes, strict=True))
+        return tuple(x.permute(0, 3, 1, 2) for x in shaped)
 
-    def _place(self) -> Tensor | None:
-        """(R,) int64: each row's position among all B * h * w. Its length is known, so that no device is waited for."""
-        if self.mask is None:
-            return None
-        bits = self.mask[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=self.mask.device) & 1
-        stored = bits.flatten(1)[:, : self.shape[2] * self.shape[3]].reshape(-1)
-        return torch.nonzero_static(stored, size=len(self.values)).squeeze(1)
-
-    def _decoded(self, dtype: torch.dtype, place: Tensor | None) -> Tensor:
-        """(R, C) features."""
+    def _dense(self, dtype: torch.dtype) -> list[Tensor]:
+        """(B, h * w, C) of each tap, each in one piece of memory."""
+        cells = [h * w for h, w in self.sizes]
+        values = self.values.view(self.images, -1, self.channels).split(cells, dim=1)
         if self.scale is None:
-            return self.values.to(dtype)
-        scale, values = self.scale.float(), self.values
-        cells = self.shape[2] * self.shape[3]
-        if scale.ndim == 3 and place is not None:
-            scale = scale[:, 0][place // cells]
-        elif scale.ndim == 3:
-            values = values.view(len(scale), cells, -1)
-        return torch.mul(values, scale).to(dtype).view(self.values.shape)
+            return [x.to(dtype).contiguous() for x in values]
+        scale = self.scale.float()
+        per_tap = scale.split(1, dim=1) if scale.ndim == 3 else scale.view(self.images, -1, 1).split(cells, dim=1)
+        return [_product(x, s, dtype) for x, s in zip(values, per_tap, strict=True)]
+
+    def _placed(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """(B * h * w, C) of each tap. The number of rows is known, so that no device is waited for."""
+        assert self.scale is not None
+        assert self.segments is not None
+        rows, cells = len(self.values), [h * w for h, w in self.sizes]
+        counts, shifts = self.segments
+        segment = torch.repeat_interleave(counts, output_size=rows)
+        bits = mask[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
+        place = torch.nonzero_static(bits.flatten(), size=rows).squeeze(1) + shifts[segment]
+        scale = self.scale.float()
+        found = _product(self.values, scale.flatten(0, 1)[segment] if scale.ndim == 3 else scale, dtype)
+        empty = found.new_zeros(self.images * sum(cells), self.channels)
+        return empty.index_copy_(0, place, found).split([self.images * n for n in cells])
 
 
-def stack(
-    codec: Codec,
-    encoded: Sequence[Encoded],
-    shape: tuple[int, int, int],
-    *,
-    level: str,
-) -> StoredTap:
+@lru_cache(maxsize=64)
+def place_shifts(images: int, sizes: Sizes) -> tuple[int, ...]:
+    """B * T numbers: what turns the number of a bit, counted over the masks of all images, into the row of its
+    position when all images of the first tap stand before those of the second."""
+    cells = np.array([h * w for h, w in sizes], np.int64)
+    bits = -(-cells // 8) * 8
+    image = np.arange(images, dtype=np.int64)[:, None]
+    begin = images * (np.cumsum(cells) - cells) + image * cells
+    return tuple((begin - image * bits.sum() - (np.cumsum(bits) - bits)).reshape(-1).tolist())
+
+
+def stack(codec: Codec, encoded: Sequence[Encoded], shape: tuple[int, int, int], *, level: str) -> TapGroup:
     """One (C, h, w) tap of several images, copied into one piece of memory on the CPU, nothing decoded.
 
     Raises CodecError where what is stored cannot be a tap of that shape.
@@ -90,14 +101,21 @@ def stack(
                 f"tap {level!r}: expected {one.rows * channels} {codec.name} values of {codec.dtype.itemsize} bytes, "
                 f"found {len(one.payload)} bytes"
             )
-    values = _joined([one.payload for one in encoded], codec.dtype).view(-1, channels)
-    scale = mask = None
+    images, sizes = len(encoded), (shape[1:],)
+    scale = mask = kept = None
     if codec.per is not None:
         scale = _joined([one.scale for one in encoded], torch.float16)
-        scale = scale.view(len(encoded), 1, channels) if codec.per == "channel" else scale.view(-1, 1)
+        scale = scale.view(images, 1, channels) if codec.per == "channel" else scale.view(-1, 1)
     if codec.sparse:
-        mask = _joined([one.mask for one in encoded], torch.uint8).view(len(encoded), -1)
-    return StoredTap(shape=(len(encoded), *shape), values=values, scale=scale, mask=mask)
+        mask = _joined([one.mask for one in encoded], torch.uint8).view(images, mask_bytes(codec, cells))
+        kept = torch.tensor([[one.rows for one in encoded], place_shifts(images, sizes)])
+    values = _joined([one.payload for one in encoded], codec.dtype).view(-1, channels)
+    return TapGroup(images=images, channels=channels, sizes=sizes, values=values, scale=scale, mask=mask, segments=kept)
+
+
+def _product(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` times float32 `scale`, rounded once, in one operation."""
+    return torch.mul(values, scale, out=torch.empty(values.shape, dtype=dtype, device=values.device))
 
 
 def _joined(parts: Sequence[memoryview | bytes], dtype: torch.dtype) -> Tensor:

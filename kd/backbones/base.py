@@ -1,14 +1,15 @@
 """What every backbone file promises, and how torchvision's weights get in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from kd.blocks.norms import group_norm
@@ -42,10 +43,45 @@ class Backbone(nn.Module, ABC):
     """Of C2, C3, C4, C5."""
     strides: tuple[int, int, int, int] = (4, 8, 16, 32)
     """Pixels per cell of C2, C3, C4, C5."""
+    recompute: bool = False
+    """Whether training keeps only what enters a block and computes the rest again in the backward: less memory, a
+    forward more, the same bits. It is no setting of the network and not stored with it."""
+
+    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """`x` through blocks, one after the other; see `recompute`."""
+        for block in blocks:
+            x = recomputed(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
+        return x
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W) standardised -> (C2, C3, C4, C5), each ceil(H / stride) x ceil(W / stride)."""
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, of which the backward finds nothing but `x`. Running statistics see each batch once."""
+    # DeepSpeed's stage 3 has a weight's shard in its place while it is away, which is no reason to stop.
+    return checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # no layer of a backbone draws
+        determinism_check="none",
+        context_fn=lambda: (nullcontext(), statistics_restored(block)),
+    )  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def statistics_restored(module: nn.Module) -> Iterator[None]:
+    """Give every BatchNorm back the running statistics that it had before. (Computed without them, it would keep other
+    things for its backward.)"""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase) and part.training]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:

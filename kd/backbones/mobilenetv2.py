@@ -42,7 +42,7 @@ class MobileNetV2Backbone(Backbone):
         stages = []
         x = images
         for index, block in enumerate(self.features):
-            x = block(x)
+            x = self.through((block,), x)
             if index in _STAGE_ENDS:
                 stages.append(x)
         c2, c3, c4, c5 = stages

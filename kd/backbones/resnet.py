@@ -29,10 +29,10 @@ class ResNetBackbone(Backbone):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Backbone.forward`."""
-        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return c2, c3, c4, self.layer4(c4)
+        c2 = self.through(self.layer1, self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        c3 = self.through(self.layer2, c2)
+        c4 = self.through(self.layer3, c3)
+        return c2, c3, c4, self.through(self.layer4, c4)
 
 
 def build(config: Config, weights_follow: bool = False) -> Backbone:

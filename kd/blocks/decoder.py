@@ -1,4 +1,4 @@
-"""The instance decoder (ICD, NeurIPS 2021, arXiv:2110.12724, eqs. 2-6; HMKD uses it too): an inquiry attends to a
+"""The instance decoder (ICD, NeurIPS 2021, arXiv:2110.12724; HMKD uses it too): an inquiry attends to a
 pyramid's cells, and the decoder learns to do so well by telling real objects from invented ones and by finding their
 sides. The attention then says which cells matter to the object.
 

@@ -30,7 +30,7 @@ def soften(student: Answers, teacher: Answers, temperature: float) -> Tensor:
 def normalised_classes(logits: Tensor, target: Tensor, temperature: float, regions: bool) -> Tensor:
     """(P, K) of a dense head, or (P, K + 1) of regions, and target logits (P, K) -> (P,): T^2 times the divergence from
     the target's softened classes. A dense head's and its target's probabilities are each divided by their sum; to the
-    target of a region, which is an object, the background is impossible (CLSD, eqs. 1-3)."""
+    target of a region, which is an object, the background is impossible (CLSD)."""
     if regions:
         log_s, log_t = (logits / temperature).log_softmax(-1)[:, 1:], (target.detach() / temperature).log_softmax(-1)
     else:
@@ -40,7 +40,7 @@ def normalised_classes(logits: Tensor, target: Tensor, temperature: float, regio
 
 
 BACKGROUND_WEIGHT = 1.5
-"""How much more than objects the background counts among regions (Chen et al., NeurIPS 2017, section 3.2)."""
+"""How much more than objects the background counts among regions (Chen et al., NeurIPS 2017)."""
 
 
 def soft_regions(logits: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def soft_regions(logits: Tensor, target: Tensor) -> Tensor:
 def box_error(student: Tensor, target: Tensor, truth: Tensor, kind: str) -> Tensor:
     """(P, 4) of student, target and ground truth in one coding -> the sum of the box term.
 
-    `bounded` is Chen et al.'s L_b (NeurIPS 2017, eq. 4) with margin 0: the student's squared error to the ground truth,
+    `bounded` is Chen et al.'s L_b (NeurIPS 2017) with margin 0: the student's squared error to the ground truth,
     where it exceeds the target's. `smooth_l1` (beta 1) draws the student to the target.
     """
     target = target.detach()

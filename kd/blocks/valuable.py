@@ -1,7 +1,7 @@
 """The valuable localisation region: places near objects that no assignment takes for them (Zheng et al., "Localization
 distillation", CVPR 2022, arXiv:2102.12252, algorithm 1).
 
-Shape letters: L places of one image, n boxes of one image, J candidates of a box.
+Shape letters: B images, L places of each image, n boxes of all images, J candidates of a box.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,17 @@ CANDIDATES = 9
 
 
 @torch.no_grad()
-def valuable(places: Tensor, lengths: Sequence[int], boxes: Tensor, low: float) -> Tensor:
-    """(L, 4) places of levels of `lengths`, (n, 4) boxes -> (L,): the greatest IoU with a box for which the place's
-    DIoU is at least `low` times the box's threshold, but below it; 0 of the other places."""
+def valuable(places: Tensor, lengths: Sequence[int], boxes: Tensor, image: Tensor, images: int, low: float) -> Tensor:
+    """(L, 4) places of levels of `lengths`, the same in every image, (n, 4) boxes of images (n,) -> (B, L): the
+    greatest IoU with a box of the image for which the place's DIoU is at least `low` times the box's threshold, but
+    below it; 0 of the other places."""
+    nowhere = places.new_zeros(images, len(places))
     if not len(boxes):
-        return places.new_zeros(len(places))
+        return nowhere
     threshold = adaptive_threshold(places, lengths, boxes)[:, None]
     apart, overlap = distance_box_iou(boxes, places), box_iou(boxes, places)
     inside = (apart >= low * threshold) & (apart < threshold)
-    return (overlap * inside).amax(dim=0)
+    return nowhere.scatter_reduce_(0, image[:, None].expand_as(inside), overlap * inside, "amax")
 
 
 def adaptive_threshold(places: Tensor, lengths: Sequence[int], boxes: Tensor) -> Tensor:

@@ -65,6 +65,13 @@ class MethodConfig:
             if value is not None and value < 0:
                 raise ValueError(f"{name} must be >= 0, or null where the paper's is its default; got {value}")
 
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError unless these settings are > 0, or None, which stands for the paper's value."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+
     @property
     def taught(self) -> bool:
         """Whether the method learns from a teacher. One that does not (its `reads` is empty) is one lesson of the run,

@@ -1,4 +1,4 @@
-"""CLSD, or DICOD (Guo et al., NeurIPS 2021, "Distilling image classifiers in object detectors", eqs. 1-7): an image
+"""CLSD, or DICOD (Guo et al., NeurIPS 2021, "Distilling image classifiers in object detectors"): an image
 classifier teaches the detector, its classes on the objects' crops, its eye for content where the boxes are. It reads
 nothing of the detector that is the recipe's teacher; its own is a torchvision classifier, live.
 

@@ -1,4 +1,4 @@
-"""CWD (Shu et al., ICCV 2021, arXiv:2011.13256, eqs. 3-4): each channel, softened into a distribution over the
+"""CWD (Shu et al., ICCV 2021, arXiv:2011.13256): each channel, softened into a distribution over the
 plane, says where it looks; the student's channels look where the teacher's do. Reads the teacher's pyramid.
 
 Departure: on pyramid levels (summed) instead of logits, weight 10, temperature 1, as mmrazor sets them there. An
@@ -30,8 +30,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        self.check_positive("temperature")
 
 
 class Loss(Method):

@@ -1,4 +1,4 @@
-"""DeFeat (Guo et al., CVPR 2021, arXiv:2103.14475, eqs. 4-7): objects and background teach apart, each with a weight of
+"""DeFeat (Guo et al., CVPR 2021, arXiv:2103.14475): objects and background teach apart, each with a weight of
 its own, on the pyramid and on the regions' classes. Reads the teacher's pyramid; asks its head where classes teach.
 
 Pyramid: w_fg / 2 of the mean squared error over the cells of a level's boxes, w_bg / 2 of that over the others, through
@@ -40,8 +40,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("foreground", "background", "objects", "rest")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        self.check_positive("temperature")
 
 
 class Loss(Method):

@@ -43,8 +43,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("pixel", "instance", "foreground")
-        if self.width < 1:
-            raise ValueError(f"width must be >= 1, got {self.width}")
+        self.check_positive("width")
 
 
 class Loss(Method):

@@ -45,8 +45,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights(*SETTINGS[1:])
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, or null for the paper's value, got {self.temperature}")
+        self.check_positive("temperature")
 
 
 class Loss(Method):

@@ -1,4 +1,4 @@
-"""FGFI (Wang et al., CVPR 2019, arXiv:1906.03609, eqs. 1-3): the student imitates the teacher's pyramid only where
+"""FGFI (Wang et al., CVPR 2019, arXiv:1906.03609): the student imitates the teacher's pyramid only where
 anchors overlap an object, on it and close around it. Reads the teacher's pyramid at those positions alone.
 
 Departures: on every level, a box's anchors being those of all levels together, so that each object is imitated on the

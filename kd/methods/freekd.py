@@ -38,11 +38,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("frequency", "whole", "apart")
-        if min(self.tokens, self.halvings) < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                f"tokens, halvings and learning_rate must be positive, got {self.tokens}, {self.halvings} and "
-                f"{self.learning_rate}"
-            )
+        self.check_positive("tokens", "halvings", "learning_rate")
 
     @property
     def assisted(self) -> bool:

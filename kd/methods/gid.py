@@ -1,4 +1,4 @@
-"""GID (Dai et al., CVPR 2021, arXiv:2103.02340, eqs. 1-9): where student and teacher disagree most, objects or not, the
+"""GID (Dai et al., CVPR 2021, arXiv:2103.02340): where student and teacher disagree most, objects or not, the
 student takes over the teacher's features, how these places stand to each other, and its answers. Asks the teacher's
 head; reads its pyramid.
 

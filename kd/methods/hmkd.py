@@ -26,6 +26,7 @@ from kd.blocks.gcblock import ContextError
 from kd.blocks.inquiry import Asking, Inquiries, ask
 from kd.blocks.inquiry_head import InquiryConfig, InquiryHead, SmallObjects, small_objects
 from kd.blocks.instance_values import StudentValues, own_share, value_error
+from kd.blocks.level_pairs import Start, level_pairs
 from kd.methods import base
 from kd.methods.base import Advice, Method, MethodConfig, Pair, Scene
 
@@ -61,7 +62,7 @@ class Config(MethodConfig):
     """Weight of L_small and L_others."""
     start_layer: int | None = None
     """The level that inquires (the next finer one answers); None: the second finest, P3 where there is a P2."""
-    start_is: Literal["inquiry", "key"] = "inquiry"
+    start_is: Start = "inquiry"
     """`key`: the start layer answers instead, and the next deeper one inquires."""
     pairs: tuple[tuple[int, int], ...] = ()
     """(inquiring level, answering level), such as ((3, 2), (4, 3)), instead of the start layer's one pair."""
@@ -79,12 +80,16 @@ class Config(MethodConfig):
     def assisted(self) -> bool:
         return self.beta > 0
 
+    def levels(self, strides: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(inquiring, answering) places in the pyramid."""
+        return level_pairs(strides, self.pairs, self.start_layer, self.start_is)
+
 
 class Loss(Method):
     def __init__(self, config: Config, pair: Pair) -> None:
         super().__init__()
         levels = same_levels(pair.student.strides, pair.teacher.strides)
-        self.config, self.strides, self.pairs = config, pair.student.strides, level_pairs(config, pair.student.strides)
+        self.config, self.strides, self.pairs = config, pair.student.strides, config.levels(pair.student.strides)
         mine, its = pair.student.pyramid_channels, pair.teacher.pyramid_channels
         width, kind = config.decoder.width, config.small.values
         self.match = MatchChannels(mine, its, levels) if config.alpha or config.beta else None
@@ -147,7 +152,7 @@ class Assistant(base.Assistant):
         super().__init__()
         same_levels(pair.student.strides, pair.teacher.strides)
         self.config, self.clip, self.strides = config, config.decoder.clip, pair.student.strides
-        self.pairs = level_pairs(config, pair.student.strides)
+        self.pairs = config.levels(pair.student.strides)
         channels, classes = pair.teacher.pyramid_channels, pair.student.num_classes
         self.head = InquiryHead(channels, config.inquiry)
         self.decoders = nn.ModuleList(InstanceDecoder(channels, classes, config.decoder) for _ in self.pairs)
@@ -209,27 +214,3 @@ class Assistant(base.Assistant):
 
 def _small_objects(config: Config, batch: Batch) -> SmallObjects:
     return small_objects(batch, config.small.side, config.small.pixels == "original", config.inquiry.radius)
-
-
-def level_pairs(config: Config, strides: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(inquiring, answering) places in the pyramid. A start layer that is the finest level answers itself (H5)."""
-    there = [stride.bit_length() - 1 for stride in strides]
-    if config.pairs:
-        named, setting = list(config.pairs), "pairs"
-    elif config.start_layer is None:
-        named, setting = [(there[min(1, len(there) - 1)], there[0])], "start_layer"
-    elif config.start_is == "inquiry":
-        named, setting = [(config.start_layer, max(config.start_layer - 1, there[0]))], "start_layer"
-    else:
-        named, setting = [(config.start_layer + 1, config.start_layer)], "start_layer"
-    lacking = sorted({level for pair in named for level in pair} - set(there))
-    if lacking:
-        raise ValueError(
-            f"hmkd.{setting} asks for {_told(lacking)}, which the student lacks: its pyramid has {_told(there)}; "
-            "choose among these, or give the student that level"
-        )
-    return [(there.index(inquiring), there.index(key)) for inquiring, key in named]
-
-
-def _told(levels: list[int]) -> str:
-    return ", ".join(f"P{level}" for level in levels)

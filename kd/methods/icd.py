@@ -1,4 +1,4 @@
-"""ICD (Kang et al., NeurIPS 2021, arXiv:2110.12724, eqs. 1-7): a decoder, asked about each labelled object, attends to
+"""ICD (Kang et al., NeurIPS 2021, arXiv:2110.12724): a decoder, asked about each labelled object, attends to
 the cells of the teacher's pyramid that tell of it, and the student's values there equal the teacher's. The decoder is
 an assistant: it learns to tell the objects from invented ones and to find their sides. Reads the teacher's pyramid.
 

@@ -1,4 +1,4 @@
-"""LD (Zheng et al., CVPR 2022, arXiv:2102.12252, eqs. 2-6): where the sides of a box are distributions, these are
+"""LD (Zheng et al., CVPR 2022, arXiv:2102.12252): where the sides of a box are distributions, these are
 distilled as classes are, so that the student learns where the teacher is unsure. Asks the teacher's head; reads its
 pyramid.
 
@@ -12,12 +12,12 @@ As in the authors' code: the VLR counts a quarter, class divergences are means o
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.blocks.answers import Answers
 from kd.blocks.divergence import softened_kl
+from kd.blocks.foreground import all_boxes
 from kd.blocks.valuable import valuable
 from kd.methods.base import Advice, Method, MethodConfig, Pair, check_comparable
 
@@ -40,9 +40,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("main", "vlr", "cls")
-        for name in ("temperature", "cls_temperature"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        self.check_positive("temperature", "cls_temperature")
         if not 0 <= self.low < 1:
             raise ValueError(f"low must be in [0, 1), got {self.low}")
 
@@ -85,5 +83,5 @@ class Loss(Method):
 def _near(answers: Answers, batch: Batch, low: float) -> Tensor:
     """(N,): the weight of a place near an object that answers for none, else 0."""
     places = answers.places.unflatten(0, (len(batch), -1))[0]
-    near = torch.cat([valuable(places, answers.lengths, boxes, low) for boxes in batch.boxes])
+    near = valuable(places, answers.lengths, *all_boxes(batch), len(batch), low).flatten()
     return near * (answers.allowed & ~answers.positive)

@@ -64,8 +64,7 @@ class Config(MethodConfig):
             raise ValueError(f"pools must be one or more positive integers, got {self.pools}")
         if not 0 <= self.zeta < 1:
             raise ValueError(f"zeta must be in [0, 1), got {self.zeta}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        self.check_positive("temperature")
 
 
 class Loss(Method):

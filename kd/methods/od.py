@@ -1,4 +1,4 @@
-"""OD (Chen et al., NeurIPS 2017, "Learning efficient object detection models with knowledge distillation", eqs. 1-6):
+"""OD (Chen et al., NeurIPS 2017, "Learning efficient object detection models with knowledge distillation"):
 the student takes from its teacher a hint on its features, soft classes in which the background weighs more, and boxes
 only where it errs more than the teacher. Asks the teacher's head; reads its pyramid.
 

@@ -1,4 +1,4 @@
-"""PKD (Cao et al., NeurIPS 2022, arXiv:2207.02039, eqs. 2-5): squared error between standardised channels, which is
+"""PKD (Cao et al., NeurIPS 2022, arXiv:2207.02039): squared error between standardised channels, which is
 1 - Pearson's r, so only the pattern counts and a teacher of another family can teach. Reads the teacher's pyramid.
 
 The statistics span the whole global batch: moments are summed over ranks, with gradient, and every rank's share is
@@ -27,8 +27,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and self.alpha < 0:
-            raise ValueError(f"alpha must be >= 0, or null for the paper's value, got {self.alpha}")
+        self.check_weights("alpha")
 
 
 class Loss(Method):

@@ -13,7 +13,7 @@ its attention starts local; the teacher's SDF is frozen at random, or both sides
 the student's begins as it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.blocks.adapt import same_levels
-from kd.blocks.cross_attention import CrossAttention, Roles
+from kd.blocks.cross_scale import Csa
 from kd.blocks.divergence import share_of_mean
 from kd.blocks.sdf import DecoupledError, TeacherSide
 from kd.detectors.base import Detector
@@ -66,60 +66,6 @@ class Sdf:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csa:
-    """The cross-scale assistant."""
-
-    heads: int = 8
-    rates: tuple[tuple[int, ...], ...] = ((16, 8), (8, 4), (4, 2), (2, 1), (1, 1), (1, 1))
-    """Down-sampling rates of keys and values at strides 4, 8, 16, ...; the heads are split evenly over a level's."""
-    multi_scale: bool = True
-    """Off: all heads use the first of a level's rates (row 2 of the paper's Table 6)."""
-    roles: Roles = "eq"
-    """`eq`: the student asks, the teacher holds keys and values; `text`: the teacher asks and holds the keys, the
-    student the values."""
-    head: Literal["shared", "own"] = "shared"
-    """`shared`: the student's head answers for CSA too; `own`: a head of the same make, CSA's alone."""
-    moves_head: bool = False
-    """The detection loss of CSA's pyramid moves the shared head as well, as in LGD, by the student's optimizer."""
-    residual: bool = True
-    norm: bool = True
-    """LayerNorm before the projections of both sides."""
-    position: bool = True
-    """Add projections of a sine code of the place to queries and keys."""
-    locality: float | None = 0.35
-    """Where the attention begins: at each cell's own place, so wide (standard deviation in cells of the gathered
-    grid); None: random projections, which see the whole image at once and need far longer to find the place."""
-    zero_init: bool = True
-    """W^O = 0 at first, so that the assistant starts as the student itself."""
-    refresh: bool = True
-    """Advise after the assistant's step, not with the forward that the step used."""
-    start: Literal["always", "gated"] = "always"
-    """Learn from the first step on, or only while the method is on."""
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4
-    decay: Literal["decoupled", "coupled"] = "decoupled"
-    """`decoupled`: AdamW. `coupled`: the paper's Adam with the decay inside the gradient; queries, keys and values,
-    whose gradient is small while W^O is, then shrink to nothing at the full learning rate and CSA stays the student."""
-
-    def __post_init__(self) -> None:
-        if self.heads < 1 or not all(rates and min(rates) >= 1 for rates in self.rates):
-            raise ValueError(f"csa.heads and csa.rates must be positive, got {self.heads} and {self.rates}")
-        if self.moves_head and self.head == "own":
-            raise ValueError("csa.moves_head must be false with csa.head 'own': the student's head is not CSA's then")
-        if self.zero_init and not self.residual:
-            raise ValueError(
-                "csa.zero_init without csa.residual starts with an empty pyramid; set csa.zero_init to false too"
-            )
-        if self.locality is not None and self.locality <= 0:
-            raise ValueError(f"csa.locality must be above 0, or null for random projections, got {self.locality}")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"csa.learning_rate must be > 0 and csa.weight_decay >= 0, got {self.learning_rate} and "
-                f"{self.weight_decay}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
     late: ClassVar[frozenset[str]] = MethodConfig.late | {"alpha", "beta", "gamma", "box_loss"}
     start: float = 1 / 3
@@ -132,14 +78,11 @@ class Config(MethodConfig):
     """Weight of the box loss."""
     box_loss: Literal["bounded", "smooth_l1"] = "bounded"
     sdf: Sdf = Sdf()
-    csa: Csa = Csa()
+    csa: Csa = field(default_factory=Csa)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "beta", "gamma"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must be >= 0, or null for the paper's value, got {value}")
+        self.check_weights("alpha", "beta", "gamma")
 
     @property
     def assisted(self) -> bool:
@@ -197,21 +140,8 @@ class Assistant(base.PyramidAssistant):
         same_levels(pair.student.strides, pair.teacher.strides)
         self.csa, self.refresh, self.moves_head = config.csa, config.csa.refresh, config.csa.moves_head
         self.head = _own_head(pair) if config.csa.head == "own" else None
-        self.levels = nn.ModuleList(
-            CrossAttention(
-                pair.student.pyramid_channels,
-                pair.teacher.pyramid_channels,
-                config.csa.heads,
-                _rates(config.csa, stride),
-                roles=config.csa.roles,
-                residual=config.csa.residual,
-                zero_init=config.csa.zero_init,
-                position=config.csa.position,
-                locality=config.csa.locality,
-                norm=config.csa.norm,
-            )
-            for stride in pair.student.strides
-        )
+        channels = pair.student.pyramid_channels, pair.teacher.pyramid_channels
+        self.levels = nn.ModuleList(config.csa.attention(*channels, stride) for stride in pair.student.strides)
 
     def learns(self, method_is_on: bool) -> bool:
         return method_is_on or self.csa.start == "always"
@@ -236,14 +166,6 @@ def _own_head(pair: Pair) -> Detector:
     for features in ("backbone", "fpn"):
         setattr(detector, features, nn.Identity())
     return detector
-
-
-def _rates(csa: Csa, stride: int) -> tuple[int, ...]:
-    """The rates of the level of `stride`."""
-    level = stride.bit_length() - 3
-    if not 0 <= level < len(csa.rates):
-        raise ValueError(f"csa.rates has {len(csa.rates)} entries, for strides 4, 8, ...; none is for stride {stride}")
-    return csa.rates[level] if csa.multi_scale else csa.rates[level][:1]
 
 
 def _maps(taps: Taps, on: On, whose: str) -> tuple[Tensor, ...]:

@@ -38,8 +38,7 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_weights("feature", "relation", "foreground", "background")
-        if self.patch < 1 or self.temperature <= 0:
-            raise ValueError(f"patch must be >= 1 and temperature > 0, got {self.patch} and {self.temperature}")
+        self.check_positive("patch", "temperature")
 
 
 class Loss(Method):

@@ -28,8 +28,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 1:
-            raise ValueError(f"points must be >= 1, got {self.points}")
+        self.check_positive("points")
 
 
 class Loss(Method):

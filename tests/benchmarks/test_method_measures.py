@@ -1,10 +1,12 @@
 """The measures of the methods' benchmarks measure what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from benchmarks import methods
-from benchmarks.learning_check import Found
+from benchmarks import methods, mutations
+from benchmarks.learning import Found
 
 
 def test_what_autograd_holds_is_counted_once_and_let_go() -> None:
@@ -33,7 +35,8 @@ def test_a_table_of_costs_is_paired_within_rounds() -> None:
 
 def found(**changes: float) -> Found:
     numbers = {"before": 10.0, "after": 4.0, "held_out_before": 10.0, "held_out_after": 6.0, "held_out_shuffled": 9.0}
-    return Found(**numbers | {"seconds": 1.0} | changes)
+    terms = {name: {"feat": value - 1, "cls": 1.0} for name, value in (numbers | changes).items()}
+    return Found(new={"feat": 20.0}, seconds=1.0, **terms)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,12 @@ def found(**changes: float) -> Found:
 )
 def test_verdicts_of_the_learning_check(changes: dict[str, float], verdict: str) -> None:
     assert found(**changes).verdict == verdict
+
+
+def test_every_method_has_mutations_of_text_that_is_there_once() -> None:
+    """`python -m benchmarks.mutations` runs them: a minute or two."""
+    for mutation in mutations.mutations():
+        path = mutations.ROOT / "kd" / "methods" / f"{mutation.method}.py"
+        assert mutation.applied(path.read_text()) != path.read_text()
+    with pytest.raises(ValueError, match="there 0 times"):
+        replace(mutation, old="nothing of the kind").applied(path.read_text())

@@ -13,7 +13,7 @@ import torch
 from cluster import build, cache_keys, packing
 from cluster.build import LoadedTeacher, Split
 from cluster.cache_keys import cache_folder, cache_key, choice_path, largest_key, settled_key
-from cluster.caching import ShardWriter
+from cluster.caching import ShardWriter, actors_of
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
 from cluster.teaching import open_teachers
@@ -154,3 +154,18 @@ def test_what_writers_fill_from_a_recipe_is_what_its_workers_read(ask: Ask) -> N
         assert 0 < kept.norm() <= y.norm()
         assert (x - kept).norm() < 0.02 * kept.norm()
         assert (x * ~mask[:, None] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpu", "threads", "pending", "actors"),
+    [
+        ({"CPU": 64.0, "GPU": 8.0}, True, 4, 1000, 8),
+        ({"CPU": 64.0}, False, 4, 1000, 16),
+        ({"CPU": 64.0}, False, 4, 3, 3),
+        ({"CPU": 2.0}, False, 4, 3, 1),
+    ],
+)
+def test_a_cache_is_filled_by_the_whole_cluster(
+    cluster: dict[str, float], gpu: bool, threads: int, pending: int, actors: int
+) -> None:
+    assert actors_of(cluster, gpu, threads, pending) == actors

@@ -107,6 +107,19 @@ def test_a_method_that_dominates(recipe: Callable[..., RunConfig], capsys: pytes
     assert "weight of pkd" not in capsys.readouterr().out.partition("What to change\n")[2]
 
 
+def test_a_calibrated_method_has_the_share_that_it_asks_for(
+    recipe: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.act(recipe(distill={"pkd": {"share": 0.6, "share_steps": 2}}))
+    told = capsys.readouterr().out
+    table = [[cell.strip() for cell in line.split("│")] for line in told.splitlines()]
+    (row,) = [cells for cells in table if cells[1:2] == ["pkd/feat"]]
+    share, pull = (float(cell.rstrip("%")) for cell in row[3:5])
+    assert share == pytest.approx(60, abs=2)
+    assert pull > 1, "its gradient at the pyramid"
+    assert "distill.pkd.share=0.15" in told.partition("What to change\n")[2]
+
+
 def test_data_that_cannot_be_read(recipe: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
     config = recipe()
     assert doctor.act(replace(config, data=replace(config.data, val=0))) == 1

@@ -26,7 +26,7 @@ def stretch(world: World, run: Run, read: Path | None, write: Path | None, end: 
     """Build the run anew, load, go on until `end`, save; on a rank."""
     parts = runs.build(run, world)
     rest = {"engine": parts.engine, "assistants": parts.assistants, "ema": parts.ema, "world": world, "facts": {}}
-    done = 0 if read is None else checkpoints.load(read, **rest)
+    done = 0 if read is None else checkpoints.load(read, **rest)[0]
     outcome = runs.follow(parts, range(done, end))
     if write is not None:
         checkpoints.save(write, step=end, **rest)

@@ -38,6 +38,13 @@ def scored(
     config = recipe(storage, **(settings or {}))
     val = build.open_val(config)
     detector = build.build_student(config, len(val.dataset.categories)).eval()
+    looked, plain = [0], detector.detect
+
+    def detect(outputs: Any, geometry: Any) -> Any:
+        looked[0] += len(geometry.sizes)
+        return plain(outputs, geometry)
+
+    detector.detect = detect
     found = score(
         detector,
         val,
@@ -48,16 +55,28 @@ def scored(
         factor=factor,
         first=first,
     )
-    return {"metrics": found.metrics, "boxes": {i: d.boxes for i, d in found.detections.items()}}
+    return {"metrics": found.metrics, "boxes": {i: d.boxes for i, d in found.detections.items()}, "looked": looked[0]}
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("factor", "first"), [(1, None), (2, 3)])
-def test_two_ranks_find_what_one_finds(tmp_path: Path, factor: int, first: int | None) -> None:
+@pytest.mark.parametrize(
+    ("factor", "first", "settings", "looks"),
+    [
+        (1, None, {}, [4, 4]),  # 7 images and one dummy
+        (2, 3, {}, [2, 2]),
+        (1, None, {"evaluation.slices.size": [64, 64]}, None),
+    ],
+)
+def test_two_ranks_find_what_one_finds_and_share_the_work(
+    tmp_path: Path, factor: int, first: int | None, settings: dict[str, Any], looks: list[int] | None
+) -> None:
     packing.pack_splits(recipe(tmp_path))
 
-    alone = scored(World(), tmp_path, factor, first)
-    shared = ranks()(scored, tmp_path, factor, first)
+    alone = scored(World(), tmp_path, factor, first, settings)
+    shared = ranks()(scored, tmp_path, factor, first, settings)
+
+    share = [rank["looked"] / alone["looked"] for rank in shared]
+    assert [rank["looked"] for rank in shared] == looks if looks else share == pytest.approx([4 / 7, 3 / 7])
 
     assert shared[0]["metrics"] == shared[1]["metrics"] == alone["metrics"]
     assert len(alone["boxes"]) == (first or 7)

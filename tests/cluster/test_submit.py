@@ -1,18 +1,22 @@
 """Sending a job: what goes along, what comes back, and what is refused before anything is sent."""
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from cluster import submitting
 from cluster.grammar import ConfigError
-from cluster.submitting import STOPPED, Submission, follow, readable, submit
+from cluster.submitting import SECRETS, STOPPED, Submission, follow, readable, submit
 from tests.end_to_end.head import free_ports
 
 
@@ -112,12 +116,61 @@ def test_the_tree_goes_along_without_secrets_and_the_recipe_by_its_place_in_it(s
         submit(Submission(address="there", verb="train", recipe=Path("/elsewhere.yaml"), settings=(), name="run"))
 
 
+def test_what_is_packed_holds_no_keys_environments_data_or_ignored_files(tmp_path: Path) -> None:
+    """Packed by Ray's own code, with what is left out by us."""
+    from ray._private.runtime_env.packaging import create_package
+
+    sent = ("cluster/train.py", "recipes/mine.yaml", "environment.py", "requirements.lock")
+    kept = (
+        ".env", "deep/.env", ".env.local", "node.env", "tls.pem", "deep/id_ed25519", "id_rsa.pub", ".netrc", ".pgpass",
+        "auth_token", ".ray/auth_token", ".aws/credentials", ".ssh/config", ".git/config", ".venv/bin/python",
+        "runs/run/metrics.jsonl", "data/a.json", "image.jpg", "deep/scan.png", "taps.arrow", "student.safetensors",
+        "teacher.pth", "last.pt", "set.zip", "mlflow.db", "notes/mine.txt",
+    )  # fmt: skip
+    tree = tmp_path / "tree"
+    for name in (*sent, *kept):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    (tree / ".gitignore").write_text("notes/\n")
+    create_package(str(tree), tmp_path / "sent.zip", include_gitignore=True, excludes=list(SECRETS))
+    with ZipFile(tmp_path / "sent.zip") as package:
+        names = {name for name in package.namelist() if not name.endswith("/")}
+    assert names == {*sent, ".gitignore"}
+
+
 def test_a_setting_that_holds_a_secret_of_the_environment_is_named_not_shown() -> None:
     found = readable(
         ["tracking.uri=http://me:geheim1234@host", "optim.lr=1"], {"MLFLOW_TRACKING_PASSWORD": "geheim1234"}
     )
     assert found == ["tracking.uri"]
     assert readable(["a=1"], {"X_TOKEN": "1", "EMPTY_TOKEN": ""}) == []
+
+
+class Doorkeeper(BaseHTTPRequestHandler):
+    """Answers as Ray's job server does to who has no token, or a wrong one."""
+
+    def do_GET(self) -> None:
+        self.send_response(403 if "Authorization" in self.headers else 401)
+        self.end_headers()
+        self.wfile.write(b"Unauthorized")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the test's output is no log."""
+
+
+@pytest.mark.parametrize("token", ["0" * 64, None])
+def test_a_server_that_refuses_is_told_in_a_persons_words(token: str | None, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path)} | ({} if token is None else {"RAY_AUTH_TOKEN": token})
+    with HTTPServer(("127.0.0.1", 0), Doorkeeper) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        words = [f"storage={tmp_path}", "--address", f"http://127.0.0.1:{server.server_port}"]
+        command = [sys.executable, "-m", "cluster.submit", "digits_student", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        server.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert "asks for a token and did not get the right one" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_relative_paths_and_a_missing_server_are_told_before_anything_is_sent(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,60 @@ def test_a_step_that_is_done_again_is_stored_once(path: Path) -> None:
     second.log(5, {"loss": 5.0})
     second.close()
     assert tracker.numbers() == {("loss", s): float(s) for s in range(6)} | {("val/AP", 4): 0.5}
+
+
+def test_a_step_that_comes_out_otherwise_is_told(path: Path) -> None:
+    first = MetricLog(path, never, every=60)
+    for step in range(4):
+        first.log(step, {"loss/total": 1.0, "loss/a": step / 4, "time/step_s": 1.0})
+    first.close(timeout=0)
+    second = MetricLog(path, never, every=60, begin=2)
+    assert second.reached == 4
+    second.log(2, {"loss/total": 1.0, "loss/a": 0.5, "time/step_s": 9.0})
+    assert second.difference is None
+    second.log(3, {"loss/total": 1.0 + 1e-9, "loss/a": 0.75})
+    second.log(4, {"loss/total": 7.0})
+    second.close(timeout=0)
+    found = second.difference
+    assert found is not None
+    assert (found.key, found.step, found.was, found.now) == ("loss/total", 3, 1.0, 1.0 + 1e-9)
+    assert "loss/total of step 3 was 1.0 and is 1.000000001" in str(found)
+
+
+def test_rows_wait_in_memory_while_the_disk_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        """A file on a disk that takes a few bytes more."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.room = file, 10
+
+        def write(self, data: bytes) -> int:
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            written = self.file.write(data[: self.room])
+            self.room -= written
+            return written
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    tracker = Tracker()
+    log = MetricLog(path, tracker, every=0.01)
+    full = Full(log._file)
+    monkeypatch.setattr(log, "_file", full)
+    log.log(1, {"loss": 1.0})
+    log.log(2, {"loss": 2.0})
+    assert path.stat().st_size == 10
+    with pytest.raises(OSError, match="No space"):
+        log.sync()
+    full.room = 1000
+    log.sync()
+    assert log.close()
+    assert tracker.numbers() == {("loss", 1): 1.0, ("loss", 2): 2.0}
+    log = MetricLog(path, tracker)
+    monkeypatch.setattr(log, "_file", Full(log._file))
+    log.log(3, {"loss": 3.0})
+    assert not log.close(timeout=1), "a row is lost: its step must be done again"
 
 
 def test_one_step_may_be_written_in_parts(path: Path) -> None:
@@ -219,6 +274,28 @@ def _tree(config: RunConfig) -> dict[str, object]:
     from cluster.config import to_tree
 
     return {key: value for key, value in to_tree(config).items() if key != "resources"}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://someone:geheim1234@host:5000",
+        "http://:geheim1234@host",
+        "postgresql://someone:geheim1234@host/runs",
+        "postgresql://host/runs?user=someone&password=geheim1234",
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking: .*MLFLOW_TRACKING_PASSWORD") as told:
+        load("digits_student", {"tracking.uri": uri})
+    assert "geheim1234" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://host:5000", "postgresql://someone@host:5432/runs", "sqlite:////data/mlflow.db", "file:/data/runs"]
+)
+def test_an_address_without_a_password_is_taken(uri: str) -> None:
+    assert load("digits_student", {"tracking.uri": uri}).tracking.uri == uri
 
 
 def test_the_record_needs_a_folder(config: RunConfig) -> None:

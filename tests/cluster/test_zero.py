@@ -189,7 +189,7 @@ def save_and_load(world: World, run: Run, folder: Path) -> tuple[Outcome, Outcom
 
     whole = runs.follow(first, range(5), after=save)
     world.barrier()
-    done = checkpoints.load(folder, **rest(second))
+    done, _ = checkpoints.load(folder, **rest(second))
     return whole, runs.follow(second, range(done, 5))
 
 

@@ -29,14 +29,16 @@ PATIENCE = 120.0
 class Ranks:
     """The parent's end. A rank that raises or hangs ends both: what it left half done would disturb later cases."""
 
-    def __init__(self, size: int = SIZE) -> None:
+    def __init__(self, size: int = SIZE, patience: float = PATIENCE) -> None:
+        """`patience`: seconds until a case counts as hung."""
+        self._patience = patience
         context = get_context("spawn")
         meeting = Path(tempfile.mkdtemp(prefix="minnow_ranks_")) / "meeting"
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, str(meeting), there), daemon=True)
+            process = context.Process(target=_serve, args=(rank, size, str(meeting), there, patience), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
@@ -61,7 +63,7 @@ class Ranks:
 
     def _answer(self, rank: int, pipe: Connection) -> tuple[str, bytes]:
         try:
-            return pipe.recv() if pipe.poll(PATIENCE) else (f"no answer within {PATIENCE} s", b"")
+            return pipe.recv() if pipe.poll(self._patience) else (f"no answer within {self._patience} s", b"")
         except EOFError:
             return f"died with exit code {self._processes[rank].exitcode}", b""
 
@@ -72,7 +74,7 @@ def ranks() -> Ranks:
     return Ranks()
 
 
-def _serve(rank: int, size: int, meeting: str, pipe: Connection) -> None:
+def _serve(rank: int, size: int, meeting: str, pipe: Connection, patience: float) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT="29500",
@@ -81,7 +83,7 @@ def _serve(rank: int, size: int, meeting: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE / 2)
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=patience / 2)
     )
     while True:
         try:

@@ -156,6 +156,7 @@ def test_pages_that_are_expected_are_brought_in_once(cache_folder: Path, key: Ca
     cache._bringing.shutdown(wait=True)
     populated = [(address, length) for address, length, advice in asked if advice == MADV_POPULATE_READ]
     assert len(populated) == len(set(populated)) == 2
+    cache.bring(positions, [0, 0])  # asks nobody: who is shut down takes no work
     assert all(address % mmap.PAGESIZE == 0 for address, _ in populated)
     row = cache._rows(cache._lines(positions, [0, 0]))[0]
     begin, end = row.values.ctypes.data, row.values.ctypes.data + len(row.values)
@@ -254,3 +255,30 @@ def test_bytes_that_change_after_a_row_was_read_are_noticed_where_every_read_is_
         assert caught.value.key == (int(dataset.image_ids[position]), 0)
         return
     pytest.fail("no sample has such bytes")
+
+
+def test_neighbours_of_one_codec_and_width_are_read_together_and_the_last_stage_alone(
+    tmp_path: Path, dataset: PackedDataset, views: ViewTable
+) -> None:
+    """Whatever is read together, the maps are those of the same taps read one by one."""
+    names, strides = ("c5", "p3", "p4", "p5"), (32, 8, 16, 32)
+    expected = {
+        ("sparse_channel",) * 4: [1, 3],
+        ("sparse_position", "sparse_position", "sparse_channel", "sparse_channel"): [1, 1, 2],
+        ("int8_position",) * 4: [1, 3],
+        ("fp32", "fp32", "sparse_channel", "fp32"): [1, 1, 1, 1],
+    }
+    for codecs, counts in expected.items():
+        enlarged = 1.2 if any(name.startswith("sparse") for name in codecs) else None
+        key = tiny_key(dataset, views, taps=names, channels=(3,) * 4, strides=strides, codecs=codecs, enlarged=enlarged)
+        assert [group.count for group in key.groups] == counts
+        write(tmp_path / str(len(list(tmp_path.iterdir()))), key, dataset, views)
+        cache = TeacherCache.open(max(tmp_path.iterdir()), key)
+        positions = one_canvas(views, 0)
+        together = tensors(cache.read(positions, [0] * len(positions)).decode())
+        assert len(together) == 4
+        for row, position in enumerate(positions.tolist()):
+            alone = read(cache, [position], [0])
+            assert all(torch.equal(a[row], b[0]) for a, b in zip(together, alone, strict=True))
+    odd = tiny_key(dataset, views, taps=("p3", "p4"), channels=(3, 4), strides=(8, 16), codecs=("fp16", "fp16"))
+    assert [group.count for group in odd.groups] == [1, 1]

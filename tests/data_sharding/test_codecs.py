@@ -85,14 +85,14 @@ def test_a_batch_decodes_to_what_each_image_does_alone(name: str) -> None:
     masks = [some(shape[1:], share, seed) for seed, share in enumerate((0.5, 0.0, 0.9))]
     alone = [codec(name).encode(noise(*shape, seed=i), m, level="p4") for i, m in enumerate(masks)]
     stored = stack(codec(name), alone, shape, level="p4")
-    assert stored.shape == (3, *shape)
     assert len(stored.values) == sum(one.rows for one in alone)
     assert stored.values.dtype == codec(name).dtype
-    maps = stored.to(torch.device("cpu")).maps()
+    (maps,) = stored.to(torch.device("cpu")).maps()
+    assert maps.shape == (3, *shape)
     assert maps.is_contiguous(memory_format=torch.channels_last)
     for found, one in zip(maps, alone, strict=True):
         assert torch.equal(found, decode(one, name, shape, level="p4"))
-    assert torch.equal(stored.maps(torch.bfloat16), maps.bfloat16())
+    assert torch.equal(stored.maps(torch.bfloat16)[0], maps.bfloat16())
 
 
 def test_fp32_is_exact_for_every_kind_of_number() -> None:

@@ -118,7 +118,7 @@ def test_a_cache_may_hold_the_last_stage_or_the_pyramid_alone(
             codecs=("fp16",) * len(taps),
         )
         write(tmp_path / taps[0], key, dataset, views)
-        found = TeacherCache.open(tmp_path / taps[0], key).read([0], [0])
+        found = TeacherCache.open(tmp_path / taps[0], key).read([0], [0]).decode()
         assert (found.c5 is None, len(found.pyramid)) == ((False, 0) if taps == ("c5",) else (True, 2))
 
 

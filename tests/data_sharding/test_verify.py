@@ -15,7 +15,7 @@ from data_sharding.cache.reader import TeacherCache
 from data_sharding.cache.rows import ShardCorrupt as CacheShardCorrupt
 from data_sharding.cache.writer import CacheWriter
 from data_sharding.shards import PackedDataset, ShardCorrupt
-from data_sharding.verify import Damage, Place
+from data_sharding.verify import Damage, Place, damages
 from data_sharding.views import ViewTable
 from tests.data_sharding.packing import files, packed
 from tests.data_sharding.test_cache_damage import rows_of, shard_files
@@ -53,11 +53,11 @@ def flipped(path: Path, at: int, bit: int) -> Iterator[None]:
 
 
 def of_cache(folder: Path) -> list[Damage]:
-    return list(verify_cache.damages(Place(folder), lambda done, total: None))
+    return list(damages(verify_cache, Place(folder), lambda done, total: None))
 
 
 def of_pack(folder: Path) -> list[Damage]:
-    return list(verify_packed.damages(Place(folder), lambda done, total: None))
+    return list(damages(verify_packed, Place(folder), lambda done, total: None))
 
 
 def test_a_thousand_flipped_payload_bytes_are_told_with_shard_row_and_key_before_the_sample_is_used(

@@ -385,9 +385,9 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
         def read(self, *args: Any, **settings: Any) -> StoredTaps:
             taps = real(*args, **settings)
             first = taps.pyramid[0]
-            images, channels, height, width = first.shape
-            flipped = first.values.view(images, height, width, channels).flip(2).view(-1, channels)
-            return StoredTaps(taps.c5, (replace(first, values=flipped), *taps.pyramid[1:]))
+            levels = [x.flip(3).permute(0, 2, 3, 1).flatten(1, 2) for x in first.maps()]
+            flipped = replace(first, values=torch.cat(levels, 1).flatten(0, 1))
+            return StoredTaps(taps.c5, (flipped, *taps.pyramid[1:]))
 
     wrong, _, _ = trained(replace(taught, cache=cast("Any", Wrong())), cached=True, accumulate=1)
     assert right[0].losses != wrong[0].losses

@@ -29,6 +29,7 @@ def settings(storage: Path, name: str, teacher: Path) -> list[str]:
         "resources.workers=2",
         "resources.zero=2",
         "resources.checkpoint_every=2",
+        "tracking.ranks_every=4",
     ]
 
 
@@ -78,6 +79,9 @@ def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undistur
     assert facts[0]["metrics"] == facts[1]["metrics"]
     assert steps_of(folder) == list(range(STEPS))
     assert losses_of(storage / "undisturbed") == losses_of(folder)
+    told = [row for row in map(json.loads, (folder / "metrics.jsonl").open()) if "ranks/own_s/1" in row["m"]]
+    assert [row["s"] for row in told] == [3, 7], "what every rank did, at the end of each window"
+    assert all(0 < row["m"]["ranks/communication_share/0"] < 1 for row in told)
     shards = {path.name for path in (storage / "far").glob("*/v*/*.arrow")}
     assert shards
     assert {path.name.partition("-")[2] for path in (storage / "copies").glob("*.arrow")} <= shards

@@ -80,6 +80,10 @@ class Run:
     """MobileNetV2 instead of five convolutions."""
     precision: Precision = "fp32"
     steps: int = 5
+    offload: bool = False
+    recompute: bool = False
+    shard: bool = False
+    """Whether the ranks share the teacher's weights out."""
 
     @property
     def head(self) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class FiveConvolutions(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found = [images]
         for stage in self.stages:
-            found.append(stage(found[-1]))
+            found.append(self.through((stage,), found[-1]))
         return found[2], found[3], found[4], found[5]
 
 
@@ -251,7 +255,18 @@ def assistants_of(run: Run, student: Detector, shapes: LiveTeacher, world: World
 def build(run: Run, world: World) -> Parts:
     """All objects of a run on this rank, with the same first weights on every rank and for every engine."""
     student = detector(0, norm=run.norm, real=run.real, name=run.detector, **run.head)
+    student.backbone.recompute = run.recompute
     teacher = live_teacher(student, run.detector, **run.head)
+    if run.shard:
+        from cluster.sharded_teacher import share_out
+        from cluster.zero import start_deepspeed
+
+        start_deepspeed()
+        features = share_out(teacher.detector, torch.device("cpu"), whole_below=0)
+        teacher = LiveTeacher(
+            teacher.detector, student.shapes, factor=2, rule="shift", reads=frozenset({"c5", "pyramid"}),
+            features=features, images=-(-IMAGES // (world.size * run.optim.accumulate)),
+        )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(2)
         lessons = lessons_of(run, student, teacher, world)
@@ -277,7 +292,7 @@ def _engine(run: Run, distiller: Distiller, world: World) -> Engine:
     from cluster.zero import ZeroEngine, start_deepspeed
 
     start_deepspeed()
-    return ZeroEngine(distiller, run.optim, world, stage=run.kind, precision=run.precision)
+    return ZeroEngine(distiller, run.optim, world, stage=run.kind, precision=run.precision, offload=run.offload)
 
 
 def train(world: World, run: Run) -> Outcome:

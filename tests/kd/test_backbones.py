@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,48 @@ def test_evaluating_gives_every_part_its_own_mode_back() -> None:
     with base.evaluating(module):
         assert not any(m.training for m in module.modules())
     assert [m.training for m in module.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("name", plugin_names("kd.backbones"))
+def test_recomputing_changes_no_bit_and_keeps_less(name: str, norm: base.Norm) -> None:
+    """Neither the stages nor a gradient nor a running statistic, which sees each batch once."""
+    module, images = plugin("kd.backbones", name), torch.randn(2, 3, 64, 64)
+    torch.manual_seed(3)
+    plain = module.build(module.Config(norm=norm)).train()
+    again = copy.deepcopy(plain)
+    again.recompute = True
+    kept = [_trained_once(backbone, images) for backbone in (plain, again)]
+    assert kept[1] < 0.5 * kept[0]
+    for backbone in (plain, again):
+        assert all(p.grad is not None for p in backbone.parameters())
+    pairs = zip(plain.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+    moved, same = plain.state_dict(), again.state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in moved.items())
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(plain(images), again(images), strict=True))
+
+
+def _trained_once(backbone: base.Backbone, images: Tensor) -> int:
+    """Forward and backward of all stages; the bytes that autograd kept between the two."""
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x, nn.Parameter):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = torch.stack([stage.square().mean() for stage in backbone(images)]).sum()
+    loss.backward()
+    return sum(kept.values())
+
+
+def test_a_frozen_backbone_has_nothing_to_recompute() -> None:
+    backbone = mobilenetv2.build(mobilenetv2.Config(norm="batch")).train()
+    backbone.recompute = True
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    with torch.no_grad(), base.evaluating(backbone):
+        backbone(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())

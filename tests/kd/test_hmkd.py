@@ -14,7 +14,7 @@ from kd.assistants import AssistantTrainer
 from kd.blocks.gcblock import ContextError
 from kd.blocks.inquiry_head import InquiryConfig, SmallObjects, small_objects
 from kd.blocks.instance_values import own_share
-from kd.methods.hmkd import Assistant, Config, Loss, Small, level_pairs
+from kd.methods.hmkd import Assistant, Config, Loss, Small
 from tests.kd import fake
 
 DECODER, HEAD = fake.DECODER, fake.INQUIRY
@@ -65,7 +65,7 @@ def run(settings: Config, student: Taps, teacher: Taps, batch: Batch) -> dict[st
 def test_the_start_layer_inquires_and_the_next_finer_level_answers(
     settings: dict[str, Any], strides: tuple[int, ...], expected: list[tuple[int, int]]
 ) -> None:
-    assert level_pairs(Config(**settings), strides) == expected
+    assert Config(**settings).levels(strides) == expected
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,16 @@ def test_the_region_near_an_object_is_between_two_thresholds() -> None:
     cells = [c for c in by_hand.cells(outputs.class_logits) if c[0] == 0]
     # Boxes off the middle of the cells: equally near candidates would be chosen by chance.
     boxes = torch.tensor([[4.3, 4.1, 44.0, 60.6], [60.3, 11.9, 75.0, 30.7], [30.1, 30.4, 31.1, 31.4]])
-    found = valuable(answers.places[: len(cells)], answers.lengths, boxes, 0.25)
+    image = torch.zeros(len(boxes), dtype=torch.int64)
+    found = valuable(answers.places[: len(cells)], answers.lengths, boxes, image, 1, 0.25)[0]
     limits = adaptive_threshold(answers.places[: len(cells)], answers.lengths, boxes)
     assert limits.tolist() == pytest.approx([threshold(b, cells) for b in boxes.double().tolist()], rel=1e-4)
     assert found.tolist() == pytest.approx(near(boxes.double().tolist(), cells), abs=1e-5)
     assert 0 < (found > 0).sum() < len(cells)
-    assert valuable(answers.places[: len(cells)], answers.lengths, boxes[:0], 0.25).sum() == 0
+    assert valuable(answers.places[: len(cells)], answers.lengths, boxes[:0], image[:0], 1, 0.25).sum() == 0
+    both = valuable(answers.places[: len(cells)], answers.lengths, boxes, image + 1, 3, 0.25)
+    assert torch.equal(both[1], found), "each image has the region of its own boxes"
+    assert both[0].sum() == both[2].sum() == 0
 
 
 def test_it_is_the_divergence_of_sides_and_classes() -> None:
@@ -76,7 +80,9 @@ def test_it_is_the_divergence_of_sides_and_classes() -> None:
     mine, its = (detector.predict(x.pyramid, batch.geometry) for x in (student, teacher))
     cells = [c for c in by_hand.cells(mine.class_logits) if c[0] == 0]  # the other image is empty
     positive = detector.answers(mine, batch).positive.tolist()
-    region = valuable(detector.answers(mine, batch).places[: len(cells)], (96, 24, 6), batch.boxes[0], 0.25).tolist()
+    places, boxes = detector.answers(mine, batch).places[: len(cells)], batch.boxes[0]
+    image = torch.zeros(len(boxes), dtype=torch.int64)
+    region = valuable(places, (96, 24, 6), boxes, image, 1, 0.25)[0].tolist()
     box = cls = 0.0
     for place, cell in enumerate(cells):
         weight = 0.25 if positive[place] else 0.5 / 4 * region[place]

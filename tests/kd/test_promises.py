@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_sharding.batch import Batch, StoredTaps
-from data_sharding.codecs.catalogue import StoredTap, codec, stack
+from data_sharding.codecs.catalogue import TapGroup, codec, stack
 from data_sharding.world import World
 from kd import student as student_files
 from kd.methods.base import Assistant, Method
@@ -52,7 +52,7 @@ def step(parts: runs.Parts, batch: Batch, cached: StoredTaps | None = None) -> S
     return train_step(parts.engine, [given], teachers, parts.assistants, runs.ADAMW, 0, World(), parts.clock)
 
 
-def stored(x: Tensor) -> StoredTap:
+def stored(x: Tensor) -> TapGroup:
     """(B, C, h, w) as the bytes of an fp32 cache."""
     dense = codec("fp32")
     encoded = [dense.encode(one, level="p") for one in x]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.batch import Batch, Geometry, StoredTaps, Taps
-from data_sharding.codecs.catalogue import StoredTap, codec, stack
+from data_sharding.codecs.catalogue import TapGroup, codec, stack
 from kd.blocks.align import align, check_grid
 from kd.detectors.base import Detector
 from kd.teacher import CachedTeacher, LiveTeacher, aligned_shapes, all_reads, only
@@ -105,7 +105,7 @@ def test_cached_teacher_decodes_what_travels_with_the_batch(name: str) -> None:
     assert CachedTeacher("big", runs.detector(1).shapes)(only_pyramid).c5 is None
 
 
-def stored(name: str, x: Tensor) -> StoredTap:
+def stored(name: str, x: Tensor) -> TapGroup:
     encoded = [codec(name).encode(image, level="any") for image in x]
     return stack(codec(name), encoded, (x.shape[1], x.shape[2], x.shape[3]), level="any")
 

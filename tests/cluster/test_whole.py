@@ -1,0 +1,91 @@
+"""Only checkpoints that are as every rank wrote them are resumed from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster import whole
+
+
+def write(train: Path, name: str, step: int, workers: int = 2) -> Path:
+    folder = train / f"checkpoint_{name}"
+    folder.mkdir(parents=True)
+    (folder / "minnow.json").write_text(json.dumps({"step": step, "workers": workers}))
+    for rank in range(workers):
+        own = train / "own"
+        own.mkdir()
+        (own / f"engine_{rank:05d}.pt").write_bytes(bytes([rank]) * 100)
+        if rank == 0:
+            (folder / "minnow.json").rename(own / "minnow.json")
+        assert whole.seal(own, rank) > 100
+        for path in own.iterdir():
+            path.rename(folder / path.name)
+        own.rmdir()
+    return folder
+
+
+def test_a_run_that_has_saved_nothing_begins_anew(tmp_path: Path) -> None:
+    assert whole.newest(tmp_path / "train") == (None, [])
+    whole.tidy(tmp_path / "train", 2)
+
+
+def test_the_one_of_the_most_steps_is_the_newest(tmp_path: Path) -> None:
+    """Not the one of the latest name: another node's clock may have been behind."""
+    first, second = write(tmp_path, "2026-01-02", 8), write(tmp_path, "2026-01-01", 12)
+    assert whole.newest(tmp_path) == (second, [])
+    assert whole.damage(first) == ""
+
+
+@pytest.mark.parametrize("name", ["engine_00000.pt", "engine_00001.pt", "minnow.json", "sealed_00000.json"])
+@pytest.mark.parametrize("how", ["cut", "changed", "missing"])
+def test_a_file_that_is_not_as_it_was_written_is_told_and_passed_over(tmp_path: Path, name: str, how: str) -> None:
+    before, damaged = write(tmp_path, "1", 4), write(tmp_path, "2", 8)
+    path = damaged / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if how == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    if how == "missing":
+        path.unlink()
+    chosen, wrong = whole.newest(tmp_path)
+    assert chosen == before
+    assert len(wrong) == 1
+    assert wrong[0].startswith("checkpoint_2: ")
+
+
+def test_a_rank_that_had_no_time_to_write_leaves_no_whole_one(tmp_path: Path) -> None:
+    damaged = write(tmp_path, "2", 8)
+    for path in (*damaged.glob("*_00001.*"),):
+        path.unlink()
+    assert whole.newest(tmp_path)[0] is None
+
+
+def listed(train: Path, *names: str) -> Path:
+    path = train / whole.SNAPSHOT
+    results = [{"checkpoint_dir_name": f"checkpoint_{name}"} for name in names]
+    path.write_text(json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]}))
+    return path
+
+
+def test_tidying_leaves_the_newest_whole_ones(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        write(tmp_path, str(number), number)
+    (tmp_path / "checkpoint_4" / "engine_00001.pt").unlink()
+    (tmp_path / "checkpoint_5").mkdir()
+    snapshot = listed(tmp_path, "2", "3")
+    whole.tidy(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*") if path.is_dir()) == [
+        "checkpoint_2",
+        "checkpoint_3",
+    ]
+    assert snapshot.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", None])
+def test_a_list_of_ray_trains_that_it_would_refuse_is_deleted(tmp_path: Path, content: str | None) -> None:
+    write(tmp_path, "1", 4)
+    snapshot = listed(tmp_path, "1", "gone")
+    if content is not None:
+        snapshot.write_text(content)
+    whole.tidy(tmp_path, 2)
+    assert not snapshot.exists()
+    assert whole.newest(tmp_path)[0] == tmp_path / "checkpoint_1"
