@@ -119,6 +119,13 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be growing numbers >= 1, got {list(edges)}")
 
 
+def _require_pieces(until: int | None, gpu_share: float) -> None:
+    if until is not None and until < 1:
+        raise ValueError(f"until must be >= 1, or null, got {until}")
+    if not 0 < gpu_share <= 1:
+        raise ValueError(f"gpu_share must be in (0, 1], got {gpu_share}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
     """What the run uses of the cluster. Apart from `precision`, nothing here changes what is learnt."""
@@ -186,10 +193,7 @@ class ResourcesConfig:
         for name in ("hang_after", "wait_for_room"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is a number of seconds > 0, got {getattr(self, name)}")
-        if self.until is not None and self.until < 1:
-            raise ValueError(f"until must be >= 1, or null, got {self.until}")
-        if not 0 < self.gpu_share <= 1:
-            raise ValueError(f"gpu_share must be in (0, 1], got {self.gpu_share}")
+        _require_pieces(self.until, self.gpu_share)
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
         if self.staging_gb <= 0 or self.staging_ahead < 0:

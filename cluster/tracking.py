@@ -45,8 +45,6 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if self.ranks_every < 0:
             raise ValueError(f"ranks_every must be >= 0, got {self.ranks_every}")
-
-    def __post_init__(self) -> None:
         if self.uri is not None and _holds_password(self.uri):
             raise ValueError(
                 f"uri={urlsplit(self.uri).scheme}://... holds a password, which would end up in logs, parameters and "
