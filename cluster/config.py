@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -40,6 +40,8 @@ else:
     MethodConfigs = TypedDict(
         "MethodConfigs", {name: module.Config for name, module in plugins("kd.methods").items()}, total=False
     )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,18 @@ def check(tree: Mapping[str, Any], source: str) -> RunConfig:
     return config
 
 
+def check_settings(kind: type[T], tree: Mapping[str, Any], source: str) -> T:
+    """Turn a flat dict into settings that are no part of a recipe, by the same rules."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(tree, default=_plain), strict=True)
+    except ValidationError as error:
+        raise _told(source, mistakes.told(error, kind, tree)) from None
+
+
 def _told(source: str, found: list[str]) -> ConfigError:
-    return ConfigError("\n  ".join([f"{source}: {len(found)} mistake(s)", *found]))
+    error = ConfigError("\n  ".join([f"{source}: {len(found)} mistake(s)", *found]))
+    error.mistakes = tuple(found)
+    return error
 
 
 def _about_evaluation(config: RunConfig) -> list[str]:

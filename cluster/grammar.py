@@ -18,6 +18,9 @@ REQUIRED = "REQUIRED"
 class ConfigError(ValueError):
     """A recipe that cannot be run, told in the words of the recipe."""
 
+    mistakes: tuple[str, ...] = ()
+    """Line by line, where there may be several."""
+
 
 def to_value(text: str) -> Any:
     """Text as JSON where it is JSON, else as itself."""

@@ -55,7 +55,8 @@ class Keeper:
         for told in found[1]:
             incidents.note(self.folder, what=f"a checkpoint is not whole and passed over ({told})")
         chosen = self.world.gather(found[0])[0]
-        if not isinstance(chosen, Path):
+        chosen = chosen if isinstance(chosen, Path) else self.resources.begin
+        if chosen is None:
             return 0, self.world.size
         return checkpoints.load(chosen, **self._state())
 

@@ -49,6 +49,10 @@ class Part(ModuleType):
             self._run(statement)
         return vars(self)[name]
 
+    def beside(self, name: str) -> Any:
+        """The module `name`, in part too where it is not imported already; its classes are this one's."""
+        return self._part(name)
+
     def _needed(self, name: str) -> set[ast.stmt]:
         """The statement that binds `name`, and those that it cannot do without."""
         needed: set[ast.stmt] = set()

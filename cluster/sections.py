@@ -119,6 +119,13 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be growing numbers >= 1, got {list(edges)}")
 
 
+def _require_pieces(until: int | None, gpu_share: float) -> None:
+    if until is not None and until < 1:
+        raise ValueError(f"until must be >= 1, or null, got {until}")
+    if not 0 < gpu_share <= 1:
+        raise ValueError(f"gpu_share must be in (0, 1], got {gpu_share}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
     """What the run uses of the cluster. Apart from `precision`, nothing here changes what is learnt."""
@@ -129,6 +136,8 @@ class ResourcesConfig:
     batches and their order stay what they are."""
     gpu: bool | None = None
     """Whether a worker takes a GPU; null: when the cluster has enough."""
+    gpu_share: float = 1.0
+    """Share of a GPU that a worker takes, where it takes one: at 0.25 four small runs of one worker share a GPU."""
     threads: int = 1
     """CPU cores per worker."""
     zero: Literal[0, 1, 2, 3] = 0
@@ -146,6 +155,11 @@ class ResourcesConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    begin: Path | None = None
+    """The folder of a checkpoint to begin from instead of step 0: one of a run that learnt the same up to there, such
+    as the common steps before a method's gate. What the run itself has saved goes before."""
+    until: int | None = None
+    """The step after which the run rests, with a checkpoint but without a result; null: it runs to its end."""
     max_failures: int = 3
     """Restarts after lost workers before the run gives up; a node that is taken away with a notice does not count."""
     notice_every: int = 10
@@ -179,6 +193,7 @@ class ResourcesConfig:
         for name in ("hang_after", "wait_for_room"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is a number of seconds > 0, got {getattr(self, name)}")
+        _require_pieces(self.until, self.gpu_share)
         if self.max_failures < 0:
             raise ValueError(f"max_failures must be >= 0, got {self.max_failures}")
         if self.staging_gb <= 0 or self.staging_ahead < 0:

@@ -82,7 +82,8 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
             "run_id": handle.run_id,
             "uri": handle.uri,
         }
-        write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        if results.RESTED not in result:
+            write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
     whole.tidy(folder / results.TRAIN, config.resources.keep)
     pulse.forget(folder)
     deliver(folder, handle, say)
@@ -103,6 +104,8 @@ def _open(config: RunConfig, tags: Mapping[str, str]) -> RunHandle:
 
 def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
     """The closing table of a run."""
+    if results.RESTED in result:
+        return [{"run": config.name, "rests at step": result[results.RESTED], "checkpoint": result[results.CHECKPOINT]}]
     metrics = result["metrics"]
     shown = {name: metrics[name] for name in ("AP", "AP50", "AP_small") if name in metrics}
     return [{"run": config.name, **shown, "minutes": result["minutes"], "student": result["student"]}]
@@ -148,7 +151,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": resources.threads} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker={"CPU": resources.threads} | ({"GPU": resources.gpu_share} if gpu else {}),
             elastic_resize_monitor_interval_s=NEVER,
         ),
         run_config=RayRunConfig(
@@ -171,4 +174,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
             value = trainer.fit().return_value
     if results.STOPPED in value:
         raise ConfigError(f"{config.name} stopped: {value[results.STOPPED]}")
+    if results.RESTED in value:
+        left, _ = whole.newest(folder / results.TRAIN)
+        return {**value, results.CHECKPOINT: str(left)}
     return dict(value)

@@ -137,15 +137,17 @@ class Worker:
             with self._log(done, workers) as log, self.loader(done) as loader, self._machine_metrics():
                 if not self._train(log, loader, keeper, done):
                     return {results.GROWS: True}
+                if self._last < self.config.optim.steps:
+                    return {results.RESTED: self._last}
                 return self._finish(log, peak_bytes(self.device))
 
     def _train(self, log: MetricLog | None, loader: Loader, keeper: Keeper, done: int) -> bool:
         """All steps that are left; False where the workers shall start again to be more."""
-        steps = self.config.optim.steps
+        steps, last = self.config.optim.steps, self._last
         nodes = Nodes(self.config.resources, self.world, self.device.type == "cuda")
         notice = Notice(self.config.resources.notice_every)
         waited = loader.wait_seconds
-        for step in range(done, steps):
+        for step in range(done, last):
             self.pulse.at(step)
             began, began_cpu = time.perf_counter(), time.process_time()
             batches = [batch.to(self.device) for batch in next(loader)]
@@ -160,14 +162,19 @@ class Worker:
             if every and (step + 1) % every == 0 and step + 1 < steps:
                 self._evaluate(log, step + 1)
             leaving = notice.look(step + 1)
-            if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
+            if leaving or (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == last:
                 keeper.save(step + 1, log)
                 if leaving and self.world.rank == 0:
                     incidents.note(self.folder, now=f"{leaving}; saved at step {step + 1}")
-                if step + 1 < steps and nodes.room_for_more():
+                if step + 1 < last and nodes.room_for_more():
                     self._note_growth(step + 1)
                     return False
         return True
+
+    @property
+    def _last(self) -> int:
+        """The step after which the run ends, or rests."""
+        return min(self.config.optim.steps, self.config.resources.until or self.config.optim.steps)
 
     def _note_growth(self, step: int) -> None:
         if self.world.rank == 0:
