@@ -22,8 +22,9 @@ from data_sharding.prefetch import Prefetched
 
 DEPTH = 2
 """Batches that may be rendered and not looked at, and that may be looked at and not written."""
-NICE = 19
-"""The lowest priority: Ray's workers begin at 15."""
+NICER = 10
+"""How far below the teacher's the helpers' priority is, in Unix's steps; 19 is the end (Ray's workers begin at 15). The
+lowest of all would starve the writer, and the teacher with it, wherever other programs keep the cores busy."""
 PATIENCE = 0.1
 """Seconds between two looks at whether the writer is still at work."""
 
@@ -95,4 +96,5 @@ def _hand_over(found: Seen | BaseException, seen: "Queue[Seen | BaseException]",
 
 def give_way() -> None:
     """Let this thread run only where the teacher leaves a core some time: on Linux threads have a priority each."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    own = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, own, min(19, os.getpriority(os.PRIO_PROCESS, own) + NICER))

@@ -19,6 +19,7 @@ from cluster.cache_places import cache_place, is_finished
 from cluster.config import RunConfig, check, to_tree
 from cluster.driver import require_resources, say, wants_gpu
 from cluster.probe import measured_break_even
+from cluster.repeatable import repeatable
 from cluster.terminal import progress
 from data_sharding.cache.cost import require_space
 from data_sharding.cache.key import CacheKey
@@ -138,7 +139,7 @@ class ShardWriter:
         config = check(tree, source="the driver's recipe")
         # Rounding may depend on the number of threads: one number for all writers.
         torch.set_num_threads(config.resources.threads)
-        torch.use_deterministic_algorithms(config.deterministic)
+        repeatable(config.deterministic)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         train = build.open_train(config)
         categories = train.dataset.categories

@@ -13,6 +13,7 @@ from cluster import build
 from cluster.build import LoadedTeacher
 from cluster.checkup_sample import Sample
 from cluster.config import RunConfig
+from cluster.repeatable import repeatable
 from data_sharding.batch import Batch, Taps
 from data_sharding.loader import Loader, order_of
 from data_sharding.world import World
@@ -198,12 +199,12 @@ def _as_in_a_run(config: RunConfig) -> Iterator[None]:
     """With the threads of a worker, and with deterministic algorithms where the recipe asks for them."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(config.resources.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
+    repeatable(config.deterministic)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        repeatable(deterministic)
 
 
 class _Saved:

@@ -44,8 +44,23 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"expected dotted.key=value, got {argument!r}; for example optim.lr=2e-4")
         if key in flat:
             raise ConfigError(f"{key} is set twice, to {to_text(flat[key])} and to {text}; keep one of them")
-        flat[key] = to_value(text)
+        flat[key] = _given(text, key)
     return flat
+
+
+def _given(text: str, key: str) -> Any:
+    """A setting as it is typed: lists and mappings may be written as in a recipe, `[c5, pyramid]`, not as JSON only."""
+    value = to_value(text)
+    if not isinstance(value, str) or not text.startswith(("[", "{")):
+        return value
+    try:
+        return yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: begins as a list or a mapping and is none: {text!r} ({_first(error)})") from None
+
+
+def _first(error: yaml.YAMLError) -> str:
+    return str(error).splitlines()[0]
 
 
 def overlay(tree: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:

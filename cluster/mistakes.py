@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 from typing_extensions import is_typeddict
@@ -143,4 +143,5 @@ def _named(node: Any) -> dict[str, Any]:
 
 def _settings(node: Any) -> dict[str, Any]:
     """The names that may follow `node` in a dotted key, with their types."""
-    return get_type_hints(node, include_extras=True) if is_dataclass(node) or is_typeddict(node) else {}
+    hints = get_type_hints(node, include_extras=True) if is_dataclass(node) or is_typeddict(node) else {}
+    return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}

@@ -138,6 +138,11 @@ class ResourcesConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    begin: Path | None = None
+    """The folder of a checkpoint to begin from instead of step 0: one of a run that learnt the same up to there, such
+    as the common steps before a method's gate. What the run itself has saved goes before."""
+    until: int | None = None
+    """The step after which the run rests, with a checkpoint but without a result; null: it runs to its end."""
     max_failures: int = 3
     """Restarts after lost workers before the run gives up."""
     checksums: Literal["first", "always", "never"] = "first"
@@ -157,6 +162,8 @@ class ResourcesConfig:
         for name in ("workers", "threads", "prefetch", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.until is not None and self.until < 1:
+            raise ValueError(f"until must be >= 1, or null, got {self.until}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"gpu_share must be in (0, 1], got {self.gpu_share}")
         if self.max_failures < 0:

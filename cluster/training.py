@@ -27,8 +27,8 @@ RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
 
 
 def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Do what is left of the run; its result: metrics, minutes and where the student is. `further_tags` are set on its
-    MLflow run."""
+    """Do what is left of the run; its result: metrics, minutes and where the student is, or the step at which it rests
+    and its checkpoint. `further_tags` are set on its MLflow run."""
     config = anchored(config)
     folder = _claim(config)
     with alone(folder):
@@ -71,13 +71,16 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
             "run_id": handle.run_id,
             "uri": handle.uri,
         }
-        write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        if results.RESTED not in result:
+            write_atomically(folder / results.RESULT, (json.dumps(result, indent=2) + "\n").encode())
         handle.close("FINISHED")
     return result
 
 
 def rows(config: RunConfig, result: dict[str, Any]) -> list[dict[str, object]]:
     """The closing table of a run."""
+    if results.RESTED in result:
+        return [{"run": config.name, "rests at step": result[results.RESTED], "checkpoint": result[results.CHECKPOINT]}]
     metrics = result["metrics"]
     shown = {name: metrics[name] for name in ("AP", "AP50", "AP_small") if name in metrics}
     return [{"run": config.name, **shown, "minutes": result["minutes"], "student": result["student"]}]
@@ -131,4 +134,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     value: Any = result.return_value
     if results.STOPPED in value:
         raise ConfigError(f"{config.name} stopped: {value[results.STOPPED]}")
+    if results.RESTED in value:
+        assert result.checkpoint is not None  # left at the step at which the run rests
+        return {**value, results.CHECKPOINT: str(result.checkpoint.path)}
     return dict(value)

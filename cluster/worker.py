@@ -1,6 +1,5 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
 from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
+from cluster.repeatable import repeatable
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers
 from cluster.tracking import RunHandle
@@ -109,13 +109,14 @@ class Worker:
         self.engine = ZeroEngine(self.distiller, optim, self.world, stage=resources.zero, precision=resources.precision)
 
     def run(self) -> dict[str, Any]:
-        """From the newest checkpoint, or the beginning, to the end of the schedule."""
+        """From the newest checkpoint, or the beginning, to the end of the schedule, or to where the run rests."""
         steps = self.config.optim.steps
+        last = min(steps, self.config.resources.until or steps)
         done = self._resume()
         forget_peak(self.device)
         with self._log() as log, self._loader(done) as loader, self._machine_metrics():
             waited = loader.wait_seconds
-            for step in range(done, steps):
+            for step in range(done, last):
                 began, began_cpu = time.perf_counter(), time.process_time()
                 batches = [batch.to(self.device) for batch in next(loader)]
                 report = train_step(
@@ -136,8 +137,10 @@ class Worker:
                 every = self.config.evaluation.every
                 if every and (step + 1) % every == 0 and step + 1 < steps:
                     self._evaluate(log, step + 1)
-                if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == steps:
+                if (step + 1) % self.config.resources.checkpoint_every == 0 or step + 1 == last:
                     self._checkpoint(step + 1)
+            if last < steps:
+                return {results.RESTED: last}
             return self._finish(log, peak_bytes(self.device))
 
     def _loader(self, done: int) -> Loader:
@@ -218,9 +221,10 @@ class Worker:
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        begin = self.config.resources.begin
+        if checkpoint is None and begin is None:
             return 0
-        with checkpoint.as_directory() as folder:
+        with nullcontext(str(begin)) if checkpoint is None else checkpoint.as_directory() as folder:
             return checkpoints.load(
                 Path(folder),
                 engine=self.engine,
@@ -243,8 +247,6 @@ class Worker:
 
 
 def _set_up_torch(config: RunConfig) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    repeatable(config.deterministic)
     torch.set_num_threads(config.resources.threads)
     torch.manual_seed(config.seed)

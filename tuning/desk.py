@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tuning.plan import Plan
+from tuning.population import Population
 from tuning.searchers import Searcher
 from tuning.stopping import Stopping
 from tuning.trial_store import TrialStore
@@ -24,7 +25,7 @@ class Desk:
 
     plan: Plan
     store: TrialStore
-    searcher: Searcher
+    searcher: Searcher | Population
     stopping: Stopping
     at_once: int
     """Trials that run side by side."""
@@ -48,12 +49,12 @@ class Desk:
         self._started.add(trial.number)
         return self._put(replace(trial, state="running", starts=trial.starts + 1, why=""))
 
-    def heard(self, number: int, point: Point, run_id: str | None) -> str | None:
+    def heard(self, number: int, point: Point) -> str | None:
         """A trial was evaluated; why it is to be stopped, if it is. What is known already changes nothing."""
         trial = self.found.trials[number]
         if trial.state in ENDED or (trial.last is not None and point.step <= trial.last.step):
             return trial.why if trial.state == "stopped" else None
-        trial = self._put(replace(trial, curve=(*trial.curve, point), run_id=run_id or trial.run_id))
+        trial = self._put(replace(trial, curve=(*trial.curve, point)))
         if trial.role != "search" or point.step >= self.plan.steps:
             return None
         why = self.stopping.why_stop(trial, self.found.of_role("search"))
@@ -87,18 +88,49 @@ class Desk:
         """Trials that are neither running nor at their end."""
         return [t for t in self.found.trials if t.state not in ENDED and t.number in self._gone]
 
+    def rested(self, number: int, last: Point, checkpoint: str, run_id: str) -> None:
+        """A trial came to where it rests."""
+        self._gone.add(number)
+        trial = self.found.trials[number]
+        known = next((point.values for point in trial.curve if point.step == last.step), {})
+        curve = (*(point for point in trial.curve if point.step < last.step), replace(last, values=known))
+        self._put(replace(trial, state="finished", curve=curve, checkpoint=checkpoint, run_id=run_id))
+
     def _new(self) -> Trial | None:
         searched = self.found.of_role("search")
-        if len(searched) < self.plan.trials:
+        if isinstance(self.searcher, Population):
+            piece = self.searcher.next(searched)
+            if piece == WAIT:
+                return None
+            if piece is not None:
+                trial = self._searched(piece.settings)
+                return replace(trial, origin=piece.origin, until=piece.until)
+        elif len(searched) < self.plan.trials:
             settings = self.searcher.suggest(searched)
             if settings is not None:
-                number = len(self.found.trials)
-                run = f"{self.plan.name}_trial{number:03d}"
-                seed = int(self.plan.tree.get("seed", 0))
-                return self._trial("search", settings, self.plan.space.changes(settings), seed, run)
+                return self._drawn(settings)
         if any(trial.state not in ENDED for trial in searched) or self.plan.options.seeds == 1:
             return None
         return next((trial for trial in self._seeded(searched)), None)
+
+    def _drawn(self, settings: Mapping[str, Any]) -> Trial | None:
+        """The trial of these settings, or the warm-up that it needs first; None while that one runs."""
+        trial = self._searched(settings)
+        if not self.plan.gate:
+            return trial
+        early = self.plan.early(trial.changes)
+        warm = next((t for t in self.found.of_role("warmup") if self.plan.early(t.changes) == early), None)
+        if warm is None:
+            run = f"{self.plan.name}_warmup{trial.number:03d}"
+            return replace(trial, role="warmup", run=run, until=self.plan.gate)
+        if warm.state not in ENDED:
+            return None
+        return replace(trial, origin=warm.number) if warm.state == "finished" else trial
+
+    def _searched(self, settings: Mapping[str, Any]) -> Trial:
+        number, seed = len(self.found.trials), int(self.plan.tree.get("seed", 0))
+        run = f"{self.plan.name}_trial{number:03d}"
+        return self._trial("search", settings, self.plan.space.changes(settings), seed, run)
 
     def _seeded(self, searched: tuple[Trial, ...]) -> list[Trial]:
         """What is left of the second look, in its order."""
@@ -119,7 +151,7 @@ class Desk:
         """The configurations that are looked at again: once chosen, they stay."""
         chosen = {t.of for t in self.found.trials if t.role == "again"}
         objective = self.plan.options.wanted[0]
-        best = better(objective, [t for t in searched if t.state == "finished"])
+        best = better(objective, [t for t in searched if t.state == "finished" and t.until is None])
         if chosen:
             # A driver that was killed while the first of them began: the others are still the best of the same trials.
             best = [t for t in best if t.number in chosen] + [t for t in best if t.number not in chosen]

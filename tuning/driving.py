@@ -4,6 +4,7 @@ Tune places the trials' processes on the head node, where they take nothing: the
 desk's store is what a killed search is continued from, so that Tune keeps nothing of its own that is read again.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from ray.tune.search import Searcher
 
 from cluster.driver import users_error
 from tuning.desk import DONE, WAIT, Desk
+from tuning.stopping import Never
 from tuning.trial_run import run_trial
 from tuning.trials import Point, Trial
 
@@ -42,7 +44,13 @@ class DeskSearcher(Searcher):
         found = self._desk.next()
         if found == DONE:
             return Searcher.FINISHED
-        return None if found == WAIT else dict(self._job(found))
+        return None if found == WAIT else {"number": found.number, "job": json.dumps(self._job(found))}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the desk's store is what a search is continued from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The desk hears of it by other ways."""
@@ -56,10 +64,10 @@ class DeskScheduler(FIFOScheduler):
         self._desk = desk
 
     def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
-        number = result["number"]
-        if "point" not in result:
+        news = json.loads(result["news"])
+        if "point" not in news:
             return TrialScheduler.CONTINUE
-        why = self._desk.heard(number, Point(**result["point"]), None)
+        why = self._desk.heard(result["number"], Point(**news["point"]))
         return TrialScheduler.STOP if why is not None else TrialScheduler.CONTINUE
 
 
@@ -72,11 +80,14 @@ class DeskCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        number = result["number"]
-        if "refused" in result:
-            self._desk.refused(number, result["refused"])
-        elif "end" in result:
-            end = result["end"]
+        number, news = result["number"], json.loads(result["news"])
+        if "refused" in news:
+            self._desk.refused(number, news["refused"])
+        elif "rested" in news:
+            rest = news["rested"]
+            self._desk.rested(number, Point(**rest["last"]), rest["checkpoint"], rest["run_id"])
+        elif "end" in news:
+            end = news["end"]
             self._desk.finished(number, Point(**end["last"]), end["facts"], end["minutes"], end["run_id"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -91,11 +102,14 @@ def drive(desk: Desk, job: Callable[[Trial], Mapping[str, Any]]) -> None:
     """Run trials until the desk has no more. Ray must be started; `job` is what `run_trial` gets."""
     # Its loggers write files that nobody reads.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # A process that has ended its trial begins the next one without importing all again; one whose trial was stopped
+    # still trains in a thread of its own, and is ended.
+    reuse = isinstance(desk.stopping, Never)
     with tempfile.TemporaryDirectory(prefix="minnow_tune_") as notes:
         tune.Tuner(
             tune.with_resources(run_trial, PLACE),
             tune_config=tune.TuneConfig(
-                search_alg=DeskSearcher(desk, job), scheduler=DeskScheduler(desk), num_samples=-1, reuse_actors=True
+                search_alg=DeskSearcher(desk, job), scheduler=DeskScheduler(desk), num_samples=-1, reuse_actors=reuse
             ),
             run_config=RunConfig(
                 name="trials",

@@ -18,8 +18,9 @@ class SearchConfig:
 
     name: str | None = None
     """Runs are called NAME_trial000, ...; null: the recipe's name and the space's."""
-    searcher: Literal["tpe", "random", "grid"] = "tpe"
-    """`tpe`: Optuna's, which learns from what was found; of several objectives it seeks the front."""
+    searcher: Literal["tpe", "random", "grid", "population"] = "tpe"
+    """`tpe`: Optuna's, which learns from what was found; of several objectives it seeks the front. `population`:
+    settings change while students learn; only those may be searched that are no part of what is built."""
     trials: int | None = None
     """How many are drawn; null: 24, or all points of a grid."""
     objectives: tuple[str, ...] = ("AP_small",)
@@ -30,8 +31,15 @@ class SearchConfig:
     """Share of the schedule before which no trial is stopped; null: the end of the last method's ramp."""
     keep: int = 3
     """ASHA lets the best 1/keep go on."""
+    warmup: Literal["shared", "own"] = "shared"
+    """`shared`: trials that differ only after their methods' gate begin from one checkpoint that was trained up to it;
+    `own`: each from step 0. To the bit the same."""
     startup: int = 8
     """Trials that TPE draws at random before it learns."""
+    members: int = 6
+    """Of a population."""
+    generations: int = 4
+    """Equal parts of the schedule after which a population's worst are replaced; evaluations must fall on them."""
     best: int = 3
     """Configurations that run again on further seeds."""
     seeds: int = 3
@@ -42,7 +50,16 @@ class SearchConfig:
     """Of the searcher's draws."""
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("at_once", 1), ("best", 1), ("startup", 1), ("seed", 0), ("keep", 2)):
+        for name, least in (
+            ("trials", 1),
+            ("at_once", 1),
+            ("best", 1),
+            ("startup", 1),
+            ("seed", 0),
+            ("keep", 2),
+            ("members", 2),
+            ("generations", 2),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")

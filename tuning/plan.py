@@ -1,5 +1,6 @@
 """What a search is to do, from a recipe and a space, with all mistakes in one message before anything starts."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ FIXED = ("name", "seed", "storage", "tracking", "resources")
 """Settings that a space cannot search: they are the search's own, or change nothing that is learnt."""
 FEW = 24
 """Trials that are drawn unless told otherwise."""
+CHANGING = ("optim.lr", "optim.weight_decay", "optim.backbone_lr", "optim.clip_norm")
+"""Settings of the optimizer that a population may change."""
 CACHED = ("data", "views")
 """What data and caches are made for: one value, or a few."""
 
@@ -40,6 +43,12 @@ class Plan:
     """Steps before which no trial is stopped."""
     rungs: tuple[int, ...]
     """Steps at which ASHA looks; none without it."""
+    late: frozenset[str] = frozenset()
+    """Keys that change nothing before step `gate`."""
+    ends: tuple[int, ...] = ()
+    """Where a population's generations rest."""
+    gate: int = 0
+    """Steps that trials with the same other keys share; 0: none."""
 
     @property
     def folder(self) -> Path:
@@ -49,6 +58,12 @@ class Plan:
     def recipe_of(self, run: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of one run."""
         return overlay(self.tree, {"name": run, "seed": seed} | dict(changes))
+
+    def early(self, changes: Mapping[str, Any]) -> str:
+        """What decides a trial's steps before the gate, as text. Of a late key that is whether it is there at all: a
+        weight of 0 or null may leave modules out."""
+        kept = {k: v if k not in self.late or v in (0, None) else "late" for k, v in changes.items()}
+        return json.dumps(kept, sort_keys=True)
 
     def plain_recipe(self, run: str, seed: int) -> dict[str, Any]:
         """The recipe of the student without a teacher; where nothing is distilled, the recipe itself."""
@@ -167,7 +182,7 @@ def _timed(
     gates = [m.start + m.ramp for config in configs for m in config.distill.values()]
     gate = math.ceil(max(gates, default=0.0) * steps)
     grace = gate if options.grace is None else math.ceil(options.grace * steps)
-    wrong: list[str] = []
+    wrong = _about_population(configs, space, options) if options.searcher == "population" else []
     rungs: tuple[int, ...] = ()
     if options.stopping == "asha":
         rungs = tuple(_rungs(grace, steps, every, options.keep)) if every else ()
@@ -190,7 +205,7 @@ def _timed(
         except ConfigError as error:
             return None, list(error.mistakes)
     else:
-        points = FEW
+        points = options.members * options.generations if options.searcher == "population" else FEW
     trials = options.trials or points
     plan = Plan(
         name=options.name or f"{base.name}_{space.name}",
@@ -199,12 +214,61 @@ def _timed(
         space=space,
         options=options,
         tree=tree,
-        trials=min(trials, points) if options.searcher == "grid" else trials,
+        trials=min(trials, points) if options.searcher in ("grid", "population") else trials,
         steps=steps,
         grace=grace,
         rungs=rungs,
+        ends=_ends(steps, options) if options.searcher == "population" else (),
+        **_shared(configs, space, options, steps),
     )  # fmt: skip
     return plan, wrong
+
+
+def _ends(steps: int, options: SearchConfig) -> tuple[int, ...]:
+    return tuple(round(steps * (i + 1) / options.generations) for i in range(options.generations))
+
+
+def _about_population(configs: list[Any], space: Space, options: SearchConfig) -> list[str]:
+    """Why settings cannot change while a student learns, or nobody would know who is worst."""
+    steps, every = configs[0].optim.steps, configs[0].evaluation.every
+    wrong = [
+        f"{key.name}: a population changes settings while students learn, and this one may decide what is built; "
+        f"it can change {', '.join(CHANGING)}, and of a method {', '.join(sorted(_late_of(configs)))}"
+        for key in space.keys
+        if key.name not in CHANGING and not _acts_late(key.name, configs)
+    ]
+    off = [end for end in _ends(steps, options)[:-1] if not every or end % every]
+    if off:
+        wrong.append(
+            f"evaluation.every: {every} gives no number at step {off[0]}, where a generation of the population ends; "
+            f"take a divisor of {steps // options.generations}"
+        )
+    if options.stopping != "none":
+        wrong.append("search.stopping: a population replaces its worst itself; take none")
+    return wrong
+
+
+def _late_of(configs: list[Any]) -> set[str]:
+    return {name for config in configs for method in config.distill.values() for name in method.late}
+
+
+def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int) -> dict[str, Any]:
+    """`late` and `gate` of the plan, where a common warm-up spares more than it costs: some keys act after the gate
+    alone, and the others have few values."""
+    late = frozenset(key.name for key in space.keys if _acts_late(key.name, configs))
+    others = [key for key in space.keys if key.name not in late]
+    starts = {min((m.start for m in config.distill.values()), default=0.0) for config in configs}
+    few = all("choice" in key.words or "int" in key.words for key in others)
+    if options.warmup == "own" or options.searcher == "population" or not late or not few or len(starts) > 1:
+        return {}
+    gate = math.ceil(min(starts) * steps)
+    return {"late": late, "gate": gate} if 0 < gate < steps else {}
+
+
+def _acts_late(key: str, configs: list[Any]) -> bool:
+    first, _, rest = key.partition(".")
+    method, _, name = rest.partition(".")
+    return first == "distill" and all(method in c.distill and name in c.distill[method].late for c in configs)
 
 
 def _rungs(grace: int, steps: int, every: int, keep: int) -> Iterator[int]:

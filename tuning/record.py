@@ -43,12 +43,10 @@ class Record:
     def close(self, found: Found, *, broken: bool) -> None:
         """Tell how the search ended: stopped children, the best one, curves and files of the parent."""
         for trial in found.trials:
-            run_id = trial.run_id
-            if run_id is None or trial.state not in ("stopped", "failed"):
-                continue
-            child = RunHandle(run_id, self.handle.uri)
-            child.tag({f"search.{trial.state}": trial.why[:5000]})
-            child.close("KILLED" if trial.state == "stopped" else "FAILED")
+            if trial.run_id is not None and trial.state in ("stopped", "failed"):
+                child = RunHandle(trial.run_id, self.handle.uri)
+                child.tag({f"search.{trial.state}": trial.why[:5000]})
+                child.close("KILLED" if trial.state == "stopped" else "FAILED")
         self.handle.ship(_rows(found))
         if found.conclusion is not None:
             self._mark(found, found.conclusion.best)

@@ -28,6 +28,7 @@ from tuning.board import Board, shown, summary
 from tuning.conclusion import conclude
 from tuning.desk import Desk
 from tuning.plan import Plan
+from tuning.population import Population
 from tuning.record import Record
 from tuning.searchers import Grid, Random, Searcher, Tpe
 from tuning.stopping import Asha, Never, Stopping
@@ -142,8 +143,16 @@ def _places(plan: Plan, config: RunConfig) -> tuple[int, bool]:
     return max(1, min(fit, wanted or fit)), gpu
 
 
-def _searcher(plan: Plan) -> Searcher:
+def _searcher(plan: Plan) -> Searcher | Population:
     options = plan.options
+    if options.searcher == "population":
+        return Population(
+            space=plan.space,
+            objective=options.wanted[0],
+            members=options.members,
+            ends=plan.ends,
+            seed=options.seed,
+        )
     if options.searcher == "grid":
         return Grid(space=plan.space)
     if options.searcher == "random":
@@ -199,16 +208,22 @@ def _fixed(plan: Plan) -> Search:
 
 def _job(plan: Plan, trial: Trial, stores: Mapping[str, Any], record: Record, store: TrialStore) -> dict[str, Any]:
     """What a trial's process gets: plain values."""
+    found = store.read()
     tree = recipe_of(plan, trial)
-    if tree.get("distill"):
-        tree = overlay(tree, stores)
+    origin = None if trial.origin is None else found.trials[trial.origin]
+    more: dict[str, Any] = dict(stores) if tree.get("distill") else {}
+    if origin is not None:
+        more["resources.begin"] = origin.checkpoint
+    if trial.until is not None:
+        more["resources.until"] = trial.until
     return {
         "number": trial.number,
         "run": trial.run,
-        "tree": to_tree(anchored(check(tree, f"trial {trial.number}"))),
+        "tree": to_tree(anchored(check(overlay(tree, more), f"trial {trial.number}"))),
         "tags": record.tags(trial),
         "wanted": [objective.name for objective in plan.options.wanted],
-        "clock": store.read().search.clock,
+        "clock": found.search.clock,
+        "before": 0.0 if origin is None else origin.seconds,
     }
 
 
@@ -222,6 +237,8 @@ def recipe_of(plan: Plan, trial: Trial) -> dict[str, Any]:
 def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
     """Store the answer, and write the winner's recipe."""
     found = store.read()
+    # Of a trial that was stopped or refused nobody told its run.
+    found = replace(found, trials=tuple(replace(t, run_id=t.run_id or run_id_of(plan, t)) for t in found.trials))
     chosen = desk.contenders(found.of_role("search"))
     found = replace(found, conclusion=conclude(found, chosen))
     store.write(found)

@@ -18,10 +18,11 @@ CLOCKS = {"processor": "time/cpu_s", "wall": "time/step_s"}
 class Curve:
     """The evaluations in a run's metrics file, from its first line on, each told once."""
 
-    def __init__(self, path: Path, wanted: tuple[str, ...], clock: str) -> None:
-        """`wanted`: the objectives; `clock`: `processor` or `wall`."""
+    def __init__(self, path: Path, wanted: tuple[str, ...], clock: str, before: float = 0.0) -> None:
+        """`wanted`: the objectives; `clock`: `processor` or `wall`; `before`: seconds of the steps that another run did
+        for this one."""
         self._path, self._wanted, self._clock = path, wanted, CLOCKS[clock]
-        self._position = 0
+        self._before, self._position = before, 0
         self._spent: dict[int, float] = {}
 
     def news(self) -> Iterator[dict[str, Any]]:
@@ -44,20 +45,26 @@ class Curve:
 
     def seconds(self, step: int) -> float:
         """Spent on the steps before `step`."""
-        return sum(value for number, value in self._spent.items() if number < step)
+        return self._before + sum(value for number, value in self._spent.items() if number < step)
 
 
-def run_trial(given: Mapping[str, Any]) -> None:
-    """Ray Tune's entry point. Reports points as they come and a last one with the result, or with what refused it."""
+def run_trial(handed: Mapping[str, Any]) -> None:
+    """Ray Tune's entry point: `job` as JSON. Tells points as they come, and last the result or what refused it."""
     from ray import tune
 
     from cluster import results
     from cluster.config import check
     from cluster.training import train
 
+    given = json.loads(handed["job"])
+
+    def tell(**news: Any) -> None:
+        # As text: Tune hands nested results to schedulers with their keys run together.
+        tune.report({"number": given["number"], "news": json.dumps(news)})
+
     config = check(given["tree"], source=given["run"])
     folder = Path(config.storage) / config.name
-    curve = Curve(folder / results.METRICS, tuple(given["wanted"]), given["clock"])
+    curve = Curve(folder / results.METRICS, tuple(given["wanted"]), given["clock"], given["before"])
     outcome: dict[str, Any] = {}
 
     def work() -> None:
@@ -73,16 +80,20 @@ def run_trial(given: Mapping[str, Any]) -> None:
         thread.join(EVERY)
         for point in curve.news():
             if point["step"] < config.optim.steps:
-                tune.report({"point": point, "number": given["number"]})
+                tell(point=point)
     list(curve.news())
     error = outcome.get("error")
     if isinstance(error, ConfigError | FloatingPointError):
-        tune.report({"refused": str(error), "number": given["number"]})
+        tell(refused=str(error))
     elif error is not None:
         raise error
+    elif results.RESTED in outcome["result"]:
+        rested = outcome["result"]
+        last = {"step": rested[results.RESTED], "values": {}, "seconds": curve.seconds(rested[results.RESTED])}
+        told = {"last": last, "checkpoint": rested[results.CHECKPOINT], "run_id": rested["run_id"]}
+        tell(rested=told)
     else:
-        end = ended(outcome["result"], curve.seconds(config.optim.steps), config.optim.steps, given["wanted"])
-        tune.report({"end": end, "number": given["number"]})
+        tell(end=ended(outcome["result"], curve.seconds(config.optim.steps), config.optim.steps, given["wanted"]))
 
 
 def ended(result: Mapping[str, Any], seconds: float, steps: int, wanted: list[str]) -> dict[str, Any]:

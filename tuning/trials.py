@@ -99,6 +99,8 @@ class Trial:
     """The trial from whose checkpoint this one began; null: from the first step."""
     until: int | None = None
     """The step after which it rests for others to begin from; null: it runs to the end."""
+    checkpoint: str = ""
+    """Of one that rests: the folder of the checkpoint that it left."""
     starts: int = 0
     """How often it was started: above 1, something was killed."""
     run_id: str | None = None

@@ -18,6 +18,10 @@ from kd.detectors.base import Detector, Shapes
 class MethodConfig:
     """Settings that every method has. Times are shares of the schedule, so that recipes of any length agree."""
 
+    late: ClassVar[frozenset[str]] = frozenset({"weight", "ramp", "stop", "share", "share_steps"})
+    """Settings that change nothing before the step at which the method begins, as long as they stay above 0: runs that
+    differ in these alone are the same up to there. A method adds its own."""
+
     weight: float = 1.0
     """Multiplies every term of the method."""
     start: float = 0.0

@@ -12,7 +12,7 @@ holds its centre. Projections and context blocks are stepped by the student's op
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Small:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
+    late: ClassVar[frozenset[str]] = MethodConfig.late | {"alpha", "beta"}
     start: float = 1_000 / 90_000
     """The assistant learns alone for the first 1,000 of 90,000 iterations, as ICD's."""
     alpha: float = 1e-3

@@ -10,6 +10,7 @@ summed. The control that it must beat (M1) is `cwd` with `norm: bn_noaffine`, te
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,16 @@ from kd.methods.base import Advice, Method, MethodConfig, Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
+    late: ClassVar[frozenset[str]] = MethodConfig.late | {
+        "multiscale",
+        "fdmd",
+        "fad",
+        "plain",
+        "pools",
+        "zeta",
+        "mask",
+        "temperature",
+    }
     stop: float = 280 / 300
     """Off for the last 20 of the paper's 300 epochs."""
     multiscale: float = 1.0

@@ -121,6 +121,7 @@ class Csa:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
+    late: ClassVar[frozenset[str]] = MethodConfig.late | {"alpha", "beta", "gamma", "box_loss"}
     start: float = 1 / 3
     freeze: float = 1 / 9
     alpha: float | None = None

@@ -344,3 +344,15 @@ def test_checking_a_recipe_imports_no_cluster_library() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+def test_lists_and_mappings_are_typed_as_a_recipe_has_them() -> None:
+    typed = ["teachers.0.stores=[c5, pyramid]", "distill={fitnet: {share: 0.2}}", "views.buckets=[[64, 128], [1,1]]"]
+    assert from_arguments(typed) == {
+        "teachers.0.stores": ["c5", "pyramid"],
+        "distill": {"fitnet": {"share": 0.2}},
+        "views.buckets": [[64, 128], [1, 1]],
+    }
+    with pytest.raises(ConfigError, match=r"teachers.0.stores: begins as a list or a mapping and is none: '\[c5'"):
+        from_arguments(["teachers.0.stores=[c5"])
+    assert from_arguments(['name="[c5]"']) == {"name": "[c5]"}, "quoted, it is text"

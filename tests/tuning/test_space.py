@@ -195,3 +195,38 @@ def test_a_mistake_is_told_without_importing_torch_or_ray() -> None:
     assert done.returncode == 2, done.stderr
     assert "optim.lrr: no such setting; did you mean 'lr'?" in done.stderr
     assert "teachers.0.weights: the recipe leaves this to you" in done.stderr
+
+
+TWO_KEYS = """
+keys:
+  distill.scalekd.alpha: {loguniform: [1e-4, 1.0]}
+  distill.scalekd.csa.heads: {choice: [2, 4]}
+"""
+LATE = {"teachers.0.weights": "t", "distill.scalekd.start": 0.3}
+
+
+def test_a_common_warmup_is_planned_where_keys_act_after_the_gate_alone(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(TWO_KEYS)
+    plan = planned("digits_scalekd", path, **LATE)
+    assert (plan.gate, plan.late) == (60, {"distill.scalekd.alpha"})
+    same = [{"distill.scalekd.alpha": a, "distill.scalekd.csa.heads": 2} for a in (0.1, 0.2)]
+    assert plan.early(same[0]) == plan.early(same[1])
+    assert plan.early(same[0]) != plan.early(same[0] | {"distill.scalekd.csa.heads": 4})
+    assert plan.early(same[0]) != plan.early(same[0] | {"distill.scalekd.alpha": 0.0})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"search.warmup": "own"},
+        {"distill.scalekd.start": 0.0},
+        {"space.distill.scalekd.freeze": {"uniform": [0.0, 0.2]}},
+        {"space.distill.scalekd.start": {"choice": [0.2, 0.3]}},
+        {"space.distill.scalekd.alpha": None},
+    ],
+)
+def test_no_common_warmup_where_it_would_spare_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(TWO_KEYS)
+    assert planned("digits_scalekd", path, **(LATE | more)).gate == 0
