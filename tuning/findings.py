@@ -66,13 +66,18 @@ def _by_step(trial: Trial, name: str) -> dict[int, float]:
     return {point.step: point.values[name] for point in trial.curve if name in point.values}
 
 
+def finished(trials: Iterable[Trial]) -> list[Trial]:
+    """Those that came to the end of the schedule: neither stopped nor at rest for others to go on from."""
+    return [trial for trial in trials if trial.state == "finished" and trial.until is None]
+
+
 def plain_values(found: Found, step: int | None = None) -> list[float]:
     """The plain student's first objective, seed by seed: at a step, or at the end of finished runs."""
     name = found.search.objectives[0].name
     plain = found.of_role("plain")
     if step is not None:
         return [v for t in plain if (v := _by_step(t, name).get(step)) is not None]
-    return [v for t in plain if t.state == "finished" and (v := t.value(name)) is not None]
+    return [v for t in finished(plain) if (v := t.value(name)) is not None]
 
 
 def noise(found: Found) -> Noise | None:
@@ -112,7 +117,7 @@ def progress(found: Found) -> list[Spent]:
             continue
         seconds += own_seconds(trial, found.trials)
         value = trial.value(objective.name)
-        if trial.role == "search" and trial.state == "finished" and value is not None:
+        if trial.role == "search" and value is not None and finished([trial]):
             best = value if best is None else objective.sign * max(objective.sign * best, objective.sign * value)
         told.append(Spent(trial=trial, seconds=seconds, best=best))
     return told
@@ -122,7 +127,7 @@ def front(objectives: Sequence[Objective], trials: Iterable[Trial]) -> list[Tria
     """Of finished trials those to which none is better in one objective and as good in the others, best first in the
     first one."""
     names = [objective.name for objective in objectives]
-    valued = [(t, [t.value(name) for name in names]) for t in trials if t.state == "finished"]
+    valued = [(t, [t.value(name) for name in names]) for t in finished(trials)]
     whole = [
         (t, [o.sign * v for o, v in zip(objectives, row, strict=True) if v is not None])
         for t, row in valued

@@ -18,17 +18,17 @@ def learning_curves(found: Found) -> Figure:
     figure, axes = new_figure()
     name = found.search.objectives[0].name
     searched = found.of_role("search", "warmup")
-    best = better(found.search.objectives[0], [t for t in found.of_role("search") if t.state == "finished"])[:NAMED]
+    best = better(found.search.objectives[0], findings.finished(found.of_role("search")))[:NAMED]
     thin = max(0.25, min(1.0, 12 / max(1, len(searched))))
     for trial in searched:
-        steps, values = _curve(trial, name)
+        steps, values = _whole(trial, name, found)
         if trial not in best and steps:
             colour = {"finished": BLUE, "failed": RED}.get(trial.state, GREY)
             axes.plot(steps, values, color=colour, linewidth=0.9, alpha=thin)
             if trial.state in ("stopped", "failed"):
                 axes.plot(steps[-1], values[-1], "x", color=colour, markersize=5)
     for trial, colour in zip(best, (ORANGE, GREEN, BLUE), strict=False):
-        axes.plot(*_curve(trial, name), color=colour, linewidth=2, label=f"trial {trial.number}")
+        axes.plot(*_whole(trial, name, found), color=colour, linewidth=2, label=f"trial {trial.number}")
     _plain_curve(axes, found, name)
     for state, colour in (("stopped", GREY), ("failed", RED)):
         if any(t.state == state and _curve(t, name)[0] for t in searched):
@@ -48,6 +48,15 @@ def _curve(trial: Trial, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
+def _whole(trial: Trial, name: str, found: Found) -> tuple[list[int], list[float]]:
+    """The curve with the point of its origin from which it went on."""
+    steps, values = _curve(trial, name)
+    if trial.origin is None or not steps:
+        return steps, values
+    before = [(s, v) for s, v in zip(*_curve(found.trials[trial.origin], name), strict=True) if s < steps[0]][-1:]
+    return [s for s, _ in before] + steps, [v for _, v in before] + values
+
+
 def _plain_curve(axes: Axes, found: Found, name: str) -> None:
     curves = [dict(zip(*_curve(t, name), strict=True)) for t in found.of_role("plain") if t.state == "finished"]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
@@ -65,7 +74,7 @@ def cost(found: Found) -> Figure:
     objective = found.search.objectives[0]
     told = findings.progress(found)
     unit, divisor = ("hours", 3600) if told and told[-1].seconds > 2 * 3600 else ("minutes", 60)
-    ends = [(s.seconds / divisor, s.trial.value(objective.name)) for s in told if s.trial.state == "finished"]
+    ends = [(s.seconds / divisor, s.trial.value(objective.name)) for s in told if findings.finished([s.trial])]
     axes.plot([x for x, v in ends if v is not None], [v for _, v in ends if v is not None], "o", color=BLUE, alpha=0.4,
               markersize=4, label="finished trial", linewidth=0)  # fmt: skip
     line = [(s.seconds / divisor, s.best) for s in told if s.best is not None]
@@ -118,9 +127,9 @@ def pareto(found: Found) -> Figure:
     first, second = found.search.objectives[:2]
     best = findings.front((first, second), found.of_role("search"))
     for trials, colour, style, label in (
-        ([t for t in found.of_role("search") if t.state == "finished"], GREY, "o", "finished trial"),
+        (findings.finished(found.of_role("search")), GREY, "o", "finished trial"),
         (best, ORANGE, "o-", "none is better in both"),
-        ([t for t in found.of_role("plain") if t.state == "finished"], DARK, "*", "plain student"),
+        (findings.finished(found.of_role("plain")), DARK, "*", "plain student"),
     ):
         pairs = [(t.value(second.name), t.value(first.name)) for t in trials]
         whole = [pair for pair in pairs if None not in pair]

@@ -109,8 +109,8 @@ class _Writer:
 
     def _best(self) -> str:
         searched = self._found.of_role("search")
-        finished = better(self._objective, [t for t in searched if t.state == "finished"])
-        others = better(self._objective, [t for t in searched if t.state in ("stopped", "running")])
+        finished = better(self._objective, findings.finished(searched))
+        others = better(self._objective, [t for t in searched if t not in finished and t.state != "failed"])
         rows = [self._row(trial) for trial in [*finished, *others]]
         if not rows:
             return report_page.section("Trials", report_page.paragraph("No trial has been evaluated yet."))
@@ -125,7 +125,7 @@ class _Writer:
         return {
             "trial": trial.number,
             **{name: "-" if value is None else f"{value:.2f}" for name, value in values.items()},
-            "ended": trial.state if trial.last is None else f"{trial.state} at step {trial.last.step}",
+            "ended": _ended(trial),
             "cost": _hours(findings.own_seconds(trial, self._found.trials)),
             "settings": self._settings(trial),
         }
@@ -222,6 +222,11 @@ class _Writer:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _ended(trial: Trial) -> str:
+    state = "rests" if trial.state == "finished" and trial.until is not None else trial.state
+    return state if trial.last is None else f"{state} at step {trial.last.step}"
 
 
 def _hours(seconds: float) -> str:
