@@ -43,12 +43,13 @@ def noise_bar(axes: Axes, found: Found) -> None:
     noise = findings.noise(found)
     if noise is None:
         return
-    low, high = axes.get_ylim()
+    across, (low, high) = axes.get_xlim(), axes.get_ylim()
     middle = low + 0.5 * (high - low)
     axes.errorbar(
         [1.02], [middle], yerr=[noise.deviation], color=RED, capsize=3, transform=axes.get_yaxis_transform(),
         clip_on=False, label="between seeds, +-1 sd",
     )  # fmt: skip
+    axes.set_xlim(across)
     axes.set_ylim(low, high)
 
 
