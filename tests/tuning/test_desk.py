@@ -258,7 +258,7 @@ def test_the_plain_student_has_no_teacher(tmp_path: Path) -> None:
 
 def gated(folder: Path, **options: Any) -> Plan:
     """Two keys: `lr` acts before the gate, `weight` after it alone."""
-    path = folder / "own.yaml"
+    path = folder / "further.yaml"
     path.write_text("keys: {optim.lr: {choice: [0.1, 0.2]}, distill.mkd.weight: {choice: [0.0, 1.0, 2.0]}}")
     made = replace(plan(folder, **({"seeds": 1, "trials": 6} | options)), space=spaces.load(path, {})[0])
     return replace(made, late=frozenset({"distill.mkd.weight"}), gate=100)
