@@ -68,6 +68,7 @@ def search(plan: Plan) -> int:
             with shown(board):
                 drive(desk, lambda trial: _job(plan, trial, stores, record, store))
             found = _concluded(plan, desk, store)
+            _report(plan)
             record.close(found, broken=bool(desk.broken))
         except BaseException as error:
             record.stopped(error)
@@ -232,6 +233,13 @@ def recipe_of(plan: Plan, trial: Trial) -> dict[str, Any]:
     if trial.role == "plain":
         return plan.plain_recipe(trial.run, trial.seed)
     return plan.recipe_of(trial.run, trial.seed, trial.changes)
+
+
+def _report(plan: Plan) -> None:
+    """The page and figures beside the store, from where they go into the search's run."""
+    from tuning.reporting import write
+
+    say(f"report: {write(plan.folder)[0]}")
 
 
 def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
