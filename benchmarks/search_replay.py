@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuning.distributions import Choice
 from tuning.searchers import Grid, Random, Searcher, Tpe
-from tuning.space import Space
+from tuning.space import Key, Space
 from tuning.stopping import Asha, Never, Stopping
 from tuning.trials import Objective, Trial
 
@@ -98,10 +99,11 @@ def turned(space: Space, seed: int) -> Space:
     """The space with its keys and their values in another order: nobody knows before which corner a grid should begin
     in."""
     dice = random.Random(seed)
-    keys = [
-        replace(key, distribution=replace(key.distribution, values=tuple(dice.sample(key.distribution.values,
-                len(key.distribution.values))))) for key in space.keys
-    ]  # fmt: skip  # pyright: ignore  (a grid of choices)
+    keys: list[Key] = []
+    for key in space.keys:
+        assert isinstance(key.distribution, Choice), "a grid is one of choices"
+        values = tuple(dice.sample(key.distribution.values, len(key.distribution.values)))
+        keys.append(replace(key, distribution=replace(key.distribution, values=values)))
     dice.shuffle(keys)
     return replace(space, keys=tuple(keys))
 

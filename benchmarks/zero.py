@@ -125,7 +125,7 @@ def _taught(name: str, options: argparse.Namespace) -> RunConfig:
             "teachers": [{"weights": str(folder), "cache": False, "factor": 1, "gate_images": 1}],
             "resources.workers": RANKS, "resources.threads": 1,
         }
-        | MEMORY[name],
+        | dict(MEMORY[name]),
     )  # fmt: skip
     pack_splits(config)
     return config
@@ -136,7 +136,7 @@ def _learning(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "storage": str(options.storage), "optim.steps": options.ap_steps, "optim.warmup": options.ap_steps // 5,
         "resources.workers": RANKS, "resources.threads": 1,
     }  # fmt: skip
-    config = load("digits_student", DATA | {"data.train": 64} | settings | LEARNING[name])
+    config = load("digits_student", DATA | {"data.train": 64} | settings | dict(LEARNING[name]))
     pack_splits(config)
     return on_ranks(RANKS, learnt, to_tree(config), str(options.storage))[0] | {"steps": options.ap_steps}
 

@@ -1,7 +1,7 @@
 """One rank of one case of `benchmarks.zero`: a worker of the cluster, its steps measured."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.sharded_teacher import shard_bytes
 from cluster.traffic import Traffic
 from cluster.worker import Job, Worker
 from cluster.zero import ZeroEngine, kept_collectives
+from data_sharding.batch import Batch
 from data_sharding.world import World
 from kd.step import StepReport
 
@@ -76,7 +77,7 @@ def _started(world: World, tree: dict[str, Any], folder: str) -> Worker:
     return worker
 
 
-def _kept(worker: Worker, batches: list[Any]) -> int:
+def _kept(worker: Worker, batches: Sequence[Batch]) -> int:
     """Do the first step; the bytes that autograd kept for its backward, weights left out."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in worker.distiller.parameters()}

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ class Worker:
             told = f"a node has joined; the {self.world.size} worker(s) stop at step {step} to be more"
             incidents.note(self.folder, what=told)
 
-    def step(self, batches: list[Batch], step: int) -> StepReport:
+    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """Do one optimizer step on this rank's micro-batches, together with all other ranks."""
         teachers, optim = self.staff.teachers, self.config.optim
         return train_step(self.engine, batches, teachers, self.assistants, optim, step, self.world, self.clock)

@@ -132,7 +132,9 @@ class _Writer:
 
     def _front(self) -> str:
         objectives = self._found.search.objectives
-        best = findings.front(objectives[:2], self._found.of_role("search")) if len(objectives) > 1 else []
+        if len(objectives) < 2:
+            return ""
+        best = findings.front(objectives[:2], self._found.of_role("search"))
         if not best:
             return ""
         picture = self._picture("front", report_figures.pareto(self._found))

@@ -78,7 +78,7 @@ class BatchCopy:
             copied = self._memory[start + at : start + at + len(piece)]
             np.copyto(copied, piece)
             if hasher is not None:
-                hasher.update(copied)
+                hasher.update(copied.data)
 
     def _group(self, number: int, group: Group) -> TapGroup:
         images, taps, channels, groups = len(self._rows), group.count, group.channels, len(self._groups)
@@ -101,7 +101,7 @@ class BatchCopy:
     def _segments(self, number: int, group: Group, sizes: Sizes) -> Tensor:
         counts = [kept for row in self._rows for kept in row.rows[group.first : group.end]]
         shifts, count = place_shifts(len(self._rows), sizes), len(counts)
-        struct.pack_into(f"{2 * count}q", self._memory, self._starts[number], *counts, *shifts)
+        struct.pack_into(f"{2 * count}q", self._memory.data, self._starts[number], *counts, *shifts)
         return self._tensor(number, torch.int64, (2, count), (count, 1))
 
     def _tensor(self, number: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:

@@ -59,7 +59,7 @@ class TeacherCache:
         self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
         self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
         self._verified, self._replayed = (bytearray(len(self._index["row"])) for _ in range(2))
-        self._sizes = {canvas: self.layout.sizes(canvas) for canvas in map(tuple, key.canvases)}
+        self._sizes = {(h, w): self.layout.sizes((h, w)) for h, w in key.canvases}
         columns = (self._index[name].tolist() for name in ("shard", "row", "image_id", "view"))
         self._places = list(zip(*columns, strict=True))
         self._number = {file.id: number for number, file in enumerate(self.files)}

@@ -60,25 +60,25 @@ class Csa:
                 f"{self.weight_decay}"
             )
 
-    def attention(self, student: int, teacher: int, stride: int) -> CrossAttention:
-        """A new attention of the student's level of `stride`, for pyramids of these widths."""
-        return CrossAttention(
-            student,
-            teacher,
-            self.heads,
-            self._rates(stride),
-            roles=self.roles,
-            residual=self.residual,
-            zero_init=self.zero_init,
-            position=self.position,
-            locality=self.locality,
-            norm=self.norm,
-        )
 
-    def _rates(self, stride: int) -> tuple[int, ...]:
-        level = stride.bit_length() - 3
-        if not 0 <= level < len(self.rates):
-            raise ValueError(
-                f"csa.rates has {len(self.rates)} entries, for strides 4, 8, ...; none is for stride {stride}"
-            )
-        return self.rates[level] if self.multi_scale else self.rates[level][:1]
+def attention(csa: Csa, student: int, teacher: int, stride: int) -> CrossAttention:
+    """A new attention of the student's level of `stride`, for pyramids of these widths."""
+    return CrossAttention(
+        student,
+        teacher,
+        csa.heads,
+        _rates(csa, stride),
+        roles=csa.roles,
+        residual=csa.residual,
+        zero_init=csa.zero_init,
+        position=csa.position,
+        locality=csa.locality,
+        norm=csa.norm,
+    )
+
+
+def _rates(csa: Csa, stride: int) -> tuple[int, ...]:
+    level = stride.bit_length() - 3
+    if not 0 <= level < len(csa.rates):
+        raise ValueError(f"csa.rates has {len(csa.rates)} entries, for strides 4, 8, ...; none is for stride {stride}")
+    return csa.rates[level] if csa.multi_scale else csa.rates[level][:1]

@@ -34,7 +34,8 @@ def adaptive_threshold(places: Tensor, lengths: Sequence[int], boxes: Tensor) ->
     centres, middle = (places[:, :2] + places[:, 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
     candidates, start = [], 0
     for length in lengths:
-        far = torch.cdist(middle, centres[start : start + length])
+        # With many boxes torch would go by their products, which loses digits where distances nearly tie.
+        far = torch.cdist(middle, centres[start : start + length], compute_mode="donot_use_mm_for_euclid_dist")
         candidates.append(far.topk(min(CANDIDATES, length), largest=False).indices + start)
         start += length
     chosen = torch.cat(candidates, dim=1)

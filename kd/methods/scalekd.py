@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data_sharding.batch import Batch, Outputs, Taps
 from kd.blocks.adapt import same_levels
-from kd.blocks.cross_scale import Csa
+from kd.blocks.cross_scale import Csa, attention
 from kd.blocks.divergence import share_of_mean
 from kd.blocks.sdf import DecoupledError, TeacherSide
 from kd.detectors.base import Detector
@@ -141,7 +141,7 @@ class Assistant(base.PyramidAssistant):
         self.csa, self.refresh, self.moves_head = config.csa, config.csa.refresh, config.csa.moves_head
         self.head = _own_head(pair) if config.csa.head == "own" else None
         channels = pair.student.pyramid_channels, pair.teacher.pyramid_channels
-        self.levels = nn.ModuleList(config.csa.attention(*channels, stride) for stride in pair.student.strides)
+        self.levels = nn.ModuleList(attention(config.csa, *channels, stride) for stride in pair.student.strides)
 
     def learns(self, method_is_on: bool) -> bool:
         return method_is_on or self.csa.start == "always"

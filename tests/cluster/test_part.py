@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ print(json.dumps({name: [f.name for f in fields(Part(name, known).Config)] for n
 """
     found = json.loads(alone(code, *FOLDERS))
     assert found == {
-        f"{folder}.{name}": list(plugin(folder, name).Config.__dataclass_fields__)
+        f"{folder}.{name}": [f.name for f in fields(plugin(folder, name).Config)]
         for folder in FOLDERS
         for name in plugin_names(folder)
     }
