@@ -170,7 +170,7 @@ def _require_levels(config: Any) -> None:
     """ValueError where a method starts at a level that the detector lacks."""
     hmkd = config.distill.get("hmkd")
     if hmkd is not None:
-        Part("kd.methods.hmkd").level_pairs(hmkd, tuple(2**level for level in config.student.levels))
+        hmkd.levels(tuple(2**level for level in config.student.levels))
 
 
 def _timed(

@@ -63,7 +63,7 @@ def work(world: World, tree: dict[str, Any], folder: str, moment: str, step: int
     )
     found = Worker(Job(tree=tree, folder=folder, run=None), world, torch.device("cpu"))
     with (
-        mock.patch.dict(sys.modules, {"ray": SimpleNamespace(train=train), "ray.train": train}),
+        mock.patch.dict(sys.modules, {"ray": SimpleNamespace(train=train, nodes=lambda: []), "ray.train": train}),
         mock.patch.object(worker, "train_step", cut("training", worker.train_step)),
         mock.patch.object(worker, "score", cut("evaluating", worker.score)),
     ):
