@@ -125,6 +125,7 @@ def mean_terms(room: Classroom, lecture: Lecture, floor: Mapping[str, float]) ->
 @torch.no_grad()
 def _floor(room: Classroom, teacher: Detector, config: MethodConfig, lecture: Lecture) -> dict[str, float]:
     """MKD's FDMD keeps the energy of what its mask blanks out, also where the student is the teacher."""
+    assert isinstance(config, mkd.Config)
     shapes = aligned_shapes(teacher.shapes, room.student.shapes)
     method, images = mkd.Loss(config, Pair(student=shapes, teacher=shapes)), torch.tensor(float(BATCH))
     found = []
