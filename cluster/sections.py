@@ -46,7 +46,7 @@ class TeacherConfig:
     """Taps that the cache holds beside those that the methods read, so that runs of other methods share it."""
     shard: bool = False
     """A live teacher too large for one device: every worker keeps a part of its backbone and pyramid (ZeRO-3), and
-    gathers layer by layer. The same answers, slower."""
+    gathers layer by layer. Refused for now: the workers' gathers do not meet."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The teacher's own forward, live and for the cache."""
     min_ap: float = 0.0

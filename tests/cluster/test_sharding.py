@@ -12,6 +12,7 @@ from torch import Tensor
 from cluster import packing
 from cluster.config import load, to_tree
 from cluster.grammar import ConfigError
+from cluster.mistakes import NOT_YET
 from cluster.sharded_teacher import shard_bytes, share_out
 from cluster.worker import Job, Worker
 from cluster.zero import start_deepspeed
@@ -94,6 +95,7 @@ def looked(world: World) -> dict[str, Any]:
     }
 
 
+@pytest.mark.skip(reason=NOT_YET)
 @pytest.mark.cluster
 def test_a_teacher_in_shards_answers_to_the_bit_and_is_half_as_large() -> None:
     """Also where a rank has fewer images, three times in a row (DeepSpeed fetches ahead what it saw the first time)."""
@@ -105,6 +107,7 @@ def test_a_teacher_in_shards_answers_to_the_bit_and_is_half_as_large() -> None:
         assert 0.5 <= found["kept"] / found["whole"] < 0.52
 
 
+@pytest.mark.skip(reason=NOT_YET)
 @pytest.mark.cluster
 def test_a_student_in_shards_learns_the_same_from_a_teacher_in_shards() -> None:
     run = Run(kind=3, distill={"scalekd": scale_kd()}, steps=2)
@@ -121,6 +124,7 @@ def stepped(world: World, tree: dict[str, Any], folder: str) -> list[dict[str, f
         return [worker.step(next(loader), step).losses for step in range(2)]
 
 
+@pytest.mark.skip(reason=NOT_YET)
 @pytest.mark.cluster
 def test_a_worker_shares_its_teacher_out_as_the_recipe_says(tmp_path: Path) -> None:
     """Seven images: one rank has more than the other."""
@@ -147,7 +151,8 @@ def test_a_teacher_that_cannot_be_shared_out_is_refused_with_what_to_do(tmp_path
     with pytest.raises(ConfigError, match=r"teachers\.0\.shard: a cached teacher is not run") as told:
         recipe(tmp_path, tmp_path, **{"teachers.0.shard": True})
     assert "teachers.0.shard: one worker holds the whole teacher" in str(told.value)
-    recipe(tmp_path, tmp_path, **{"teachers.0.shard": True, "teachers.0.cache": False, "resources.workers": 2})
+    with pytest.raises(ConfigError, match=r"teachers\.0\.shard: does not work yet"):
+        recipe(tmp_path, tmp_path, **{"teachers.0.shard": True, "teachers.0.cache": False, "resources.workers": 2})
 
 
 def test_shard_bytes_of_a_whole_detector_are_its_weights() -> None:
