@@ -44,7 +44,6 @@ TINY = {
 }  # fmt: skip
 R101 = fcos.Config(backbone=resnet.Config(depth=101, norm="group"))
 LARGE = fcos.Config(backbone=resnet.Config(depth=101, norm="group"), width=768, head_depth=1)
-SHARD = {"teachers.0.shard": True}
 OFFLOAD, RECOMPUTE = {"resources.offload": True}, {"resources.activation_checkpointing": True}
 
 
@@ -58,9 +57,7 @@ MEMORY: Mapping[str, Mapping[str, Any]] = {
     "R50 + R101, recomputed": RECOMPUTE,
     **{f"R50 + R101, ZeRO {stage}, offload": zero(stage) | OFFLOAD for stage in (2, 3)},
     "R50 + R101, ZeRO 3, offload, recomputed": zero(3) | OFFLOAD | RECOMPUTE,
-    "R50 + R101, R101 in shards": SHARD,
     "tiny + large": {"student": TINY},
-    "tiny + large, large in shards": {"student": TINY} | SHARD,
 }
 LEARNING: Mapping[str, Mapping[str, Any]] = {
     **{f"AP, ZeRO {stage}": zero(stage) for stage in range(4)},
