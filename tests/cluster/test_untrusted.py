@@ -48,7 +48,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(
     saved: tuple[Path, dict[str, Any]], name: str, tmp_path: Path
 ) -> None:
     folder, state = saved
-    assert checkpoints.load(folder, **state) == 1
+    assert checkpoints.load(folder, **state) == (1, 1)
     assert (folder / name).exists()
     torch.save(Bomb(tmp_path / "crater"), folder / name)
     with pytest.raises(pickle.UnpicklingError):
