@@ -17,6 +17,7 @@ import torch
 from cluster import incidents, packing, results, worker
 from cluster.config import to_tree
 from cluster.metric_log import MEASURED
+from cluster.watching import Watch
 from cluster.worker import Job, Worker
 from data_sharding.world import World
 from kd.engine import PlainEngine
@@ -69,6 +70,7 @@ def work(world: World, tree: dict[str, Any], folder: str, moment: str, step: int
     ):
         if world.size == 1:
             found.engine = PlainEngine(found.distiller, found.config.optim, world)
+            found.watch = Watch(world, torch.device("cpu"), 0, Path(folder))
         else:
             found.start()
         try:
