@@ -93,6 +93,7 @@ def test_a_run_killed_with_all_its_workers_and_started_again_equals_the_undistur
 
 
 @pytest.mark.cluster
+@pytest.mark.jobs
 def test_a_run_goes_on_with_one_worker_and_again_with_two(storage: Path) -> None:
     """Two, one, two: the losses are the undisturbed run's to rounding, step by step."""
     log, folder = storage / "log", storage / "resized"
