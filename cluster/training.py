@@ -51,6 +51,12 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         if handle is not None and not delivered(folder):
             deliver(folder, handle, say)
         return done
+    if old := whole.unsealed(folder / results.TRAIN):
+        raise ConfigError(
+            f"{folder / results.TRAIN} holds checkpoints of an earlier version ({', '.join(old)}): without the hashes "
+            "that are written now, nobody can tell whether they are whole. Finish the run with the version that began "
+            "it, or choose a new name; nothing was changed"
+        )
     packed = pack_splits(config)
     with ray_started():
         teachers = require_good_teachers(config)

@@ -53,6 +53,14 @@ def newest(train: Path) -> tuple[Path | None, list[str]]:
     return None, wrong
 
 
+def unsealed(train: Path) -> list[str]:
+    """Checkpoints that Ray Train lists as finished and no rank has sealed: an earlier version of ours wrote them. What
+    a kill has cut is not in the list yet, or has the seals of some ranks."""
+    snapshot = train / SNAPSHOT
+    listed = set(_listed(snapshot)) if snapshot.exists() else set()
+    return [f.name for f in _checkpoints(train) if f.name in listed and not any(f.glob("sealed_*.json"))]
+
+
 def tidy(train: Path, keep: int) -> None:
     """Delete what nobody resumes from: checkpoints that are not whole and all but the newest `keep`. For the driver,
     while no worker runs. Ray Train refuses to go on where its list is torn or names one that is gone: it begins a new

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import whole
+from cluster import training, whole
+from cluster.grammar import ConfigError
+from tests.cluster.test_build import recipe
 
 
 def write(train: Path, name: str, step: int, workers: int = 2) -> Path:
@@ -80,6 +82,17 @@ def test_tidying_leaves_the_newest_whole_ones(tmp_path: Path) -> None:
     assert snapshot.exists()
 
 
+def test_checkpoints_of_an_earlier_version_are_told_apart_from_what_a_kill_has_cut(tmp_path: Path) -> None:
+    write(tmp_path, "1", 4)
+    cut, early, late = write(tmp_path, "2", 8), write(tmp_path, "3", 12), write(tmp_path, "4", 16)
+    (cut / "sealed_00001.json").unlink()
+    for path in (*early.glob("sealed_*"), *late.glob("sealed_*")):
+        path.unlink()
+    assert whole.unsealed(tmp_path) == [], "without a list of Ray Train's nobody says that they were finished"
+    listed(tmp_path, "1", "2", "3")
+    assert whole.unsealed(tmp_path) == ["checkpoint_3"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", None])
 def test_a_list_of_ray_trains_that_it_would_refuse_is_deleted(tmp_path: Path, content: str | None) -> None:
     write(tmp_path, "1", 4)
@@ -89,3 +102,15 @@ def test_a_list_of_ray_trains_that_it_would_refuse_is_deleted(tmp_path: Path, co
     whole.tidy(tmp_path, 2)
     assert not snapshot.exists()
     assert whole.newest(tmp_path)[0] == tmp_path / "checkpoint_1"
+
+
+def test_a_run_of_an_earlier_version_is_refused_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    config = recipe(tmp_path, tmp_path)
+    train = tmp_path / config.name / "train"
+    old = write(train, "1", 4)
+    for path in old.glob("sealed_*"):
+        path.unlink()
+    listed(train, "1")
+    with pytest.raises(ConfigError, match=r"checkpoints of an earlier version \(checkpoint_1\).*nothing was changed"):
+        training.train(config)
+    assert (old / "engine_00001.pt").exists()
