@@ -61,6 +61,16 @@ print(json.dumps(said))
     }
 
 
+def test_a_part_shares_its_classes_with_the_modules_beside_it() -> None:
+    # In a process of its own: modules that are imported already, as any are among tests, are used as they are.
+    code = """
+from cluster.part import Part
+settings = Part("cluster.config")
+print(settings.beside("cluster.build").to_tree is settings.to_tree)
+"""
+    assert alone(code) == "True\n"
+
+
 def test_the_settings_of_every_plugin_stand_alone() -> None:
     code = """
 import json

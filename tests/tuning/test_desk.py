@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from cluster.part import Part
 from tuning import space as spaces
 from tuning.conclusion import conclude
 from tuning.desk import DONE, WAIT, Desk
@@ -243,11 +242,6 @@ def test_what_is_kept_of_a_result_has_no_number_that_was_not_measured() -> None:
     kept = ended(result, 9.0, 300, ["AP_small", "ms_per_image"])
     assert kept["last"] == {"step": 300, "values": {"ms_per_image": 3.0}, "seconds": 9.0}
     assert kept["facts"] == {"AP": 5.0, "ms_per_image": 3.0}
-
-
-def test_a_part_knows_the_modules_beside_it() -> None:
-    settings = Part("cluster.config")
-    assert settings.beside("cluster.build").to_tree is settings.to_tree
 
 
 def test_the_plain_student_has_no_teacher(tmp_path: Path) -> None:
