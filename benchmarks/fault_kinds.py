@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.fault_scene import WORKERS, Scene
-from cluster import whole
+from cluster.recovery import whole
 
 HANG_AFTER = 20
 """Seconds, for runs whose workers hang on purpose."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from cluster import incidents
 from cluster.metric_log import MEASURED, STEPPED
+from cluster.recovery import incidents
 from data_sharding.datasets import digits
 from kd import student
 from kd.backbones.mobilenetv2 import Config as MobileNet

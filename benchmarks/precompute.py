@@ -24,11 +24,11 @@ import torch
 from benchmarks.plain_run import keep_freed_memory
 from cluster import build
 from cluster import config as recipes
-from cluster.ahead import AheadOfWriting, give_way
-from cluster.batches import Assembled
 from cluster.build import Split
-from cluster.cache_keys import cache_key
 from cluster.packing import pack_splits
+from cluster.precompute.ahead import AheadOfWriting, give_way
+from cluster.precompute.batches import Assembled
+from cluster.precompute.keys import cache_key
 from data_sharding.batch import Batch
 from data_sharding.cache.key import CacheKey
 from data_sharding.cache.plan import plan

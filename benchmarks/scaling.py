@@ -28,7 +28,7 @@ from benchmarks.zero_case import measured
 from cluster.build import build_student
 from cluster.config import load, to_tree
 from cluster.packing import pack_splits
-from cluster.watching import Watch
+from cluster.ranks.watching import Watch
 from data_sharding.files import write_atomically
 from data_sharding.record import Category, Record
 from data_sharding.world import World

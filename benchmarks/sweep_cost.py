@@ -25,8 +25,8 @@ from benchmarks.hit_uav_presets import Preset, presets
 from benchmarks.plain_run import Setup, Split, Teaching, build_detector, fill_cache, keep_freed_memory, open_split
 from benchmarks.step_modes import Contestant, Mode
 from cluster import build
-from cluster.ahead import AheadOfWriting, give_way
-from cluster.batches import Assembled
+from cluster.precompute.ahead import AheadOfWriting, give_way
+from cluster.precompute.batches import Assembled
 from data_sharding.cache.writer import CacheWriter
 from data_sharding.datasets import coco
 from data_sharding.files import write_atomically

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.memory import STATUS, forget_peak, peak_bytes
+from cluster.ranks.memory import STATUS, forget_peak, peak_bytes
+from cluster.ranks.traffic import Traffic
 from cluster.scoring import score
 from cluster.sharded_teacher import shard_bytes
-from cluster.traffic import Traffic
 from cluster.worker import Job, Worker
 from cluster.zero import ZeroEngine, kept_collectives
 from data_sharding.batch import Batch

@@ -14,11 +14,11 @@ DRY_RUN = "fill nothing: size, time and break-even of every codec, each measured
 
 def act(config: "RunConfig", dry_run: bool = False) -> None:
     """Check the teachers, fill their caches and print what was written; `dry_run`: what would be."""
-    from cluster.caching import fill_caches
     from cluster.driver import ray_started
     from cluster.gate import require_good_teachers
     from cluster.grammar import ConfigError
     from cluster.packing import pack_splits
+    from cluster.precompute.filling import fill_caches
     from cluster.terminal import table
 
     if not any(teacher.cache for teacher in config.teachers) or not config.taught:
@@ -46,7 +46,7 @@ def act(config: "RunConfig", dry_run: bool = False) -> None:
 
 def _foretell(config: "RunConfig") -> None:
     from cluster.driver import ray_started
-    from cluster.dry_run import forecast, rows, told
+    from cluster.precompute.dry_run import forecast, rows, told
     from cluster.terminal import table
 
     with ray_started():

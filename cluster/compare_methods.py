@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.command import answered
-from cluster.comparison_plan import REFERENCES, Plan, Wanted, find_rows, make_plan, shipped
+from cluster.comparison.plan import REFERENCES, Plan, Wanted, find_rows, make_plan, shipped
 from cluster.grammar import ConfigError, find, from_arguments
 from cluster.part import Part
 
@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     overrides, path, wanted = from_arguments(options.settings), find(options.recipe), _wanted(options)
     _checked_alone(path, overrides, wanted)
-    from cluster import comparing, config
+    from cluster import config
+    from cluster.comparison import comparing
     from cluster.places import anchored
 
     base = anchored(config.load(path, overrides))

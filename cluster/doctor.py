@@ -9,8 +9,8 @@ from cluster.command import command
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cluster.checkup import Finding
-    from cluster.checkup_data import Labels
+    from cluster.checkup.data import Labels
+    from cluster.checkup.findings import Finding
     from cluster.config import RunConfig
 
 SAMPLE = 48
@@ -22,8 +22,9 @@ def act(config: "RunConfig") -> int:
     import tempfile
     from pathlib import Path
 
-    from cluster import checkup_data, checkup_machine
-    from cluster.checkup import close, show
+    from cluster.checkup import data as checkup_data
+    from cluster.checkup import machine as checkup_machine
+    from cluster.checkup.findings import close, show
 
     machine = checkup_machine.examine(config)
     show(machine)
@@ -41,7 +42,7 @@ def act(config: "RunConfig") -> int:
 
 
 def _broken(check: str, error: Exception) -> "Finding":
-    from cluster.checkup import Finding
+    from cluster.checkup.findings import Finding
 
     return Finding(check=check, found="cannot be used", verdict="FAIL", change=str(error) or type(error).__name__)
 
@@ -50,17 +51,15 @@ def _run_through(config: "RunConfig", labels: "Labels", folder: "Path") -> list[
     """What needs a student, and pixels: sizes, teachers, losses, memory, disks."""
     import torch
 
-    from cluster import (
-        build,
-        checkup_disks,
-        checkup_losses,
-        checkup_memory,
-        checkup_sizes,
-        checkup_steps,
-        checkup_teachers,
-    )
-    from cluster.checkup import Area, Finding, show
-    from cluster.checkup_sample import pack_sample
+    from cluster import build
+    from cluster.checkup import disks as checkup_disks
+    from cluster.checkup import losses as checkup_losses
+    from cluster.checkup import memory as checkup_memory
+    from cluster.checkup import sizes as checkup_sizes
+    from cluster.checkup import steps as checkup_steps
+    from cluster.checkup import teachers as checkup_teachers
+    from cluster.checkup.findings import Area, Finding, show
+    from cluster.checkup.sample import pack_sample
 
     findings: list[Finding] = []
 

@@ -3,10 +3,10 @@
 import sys
 from typing import TYPE_CHECKING
 
-from cluster.student_command import command
+from cluster.student.command import command
 
 if TYPE_CHECKING:
-    from cluster.student_command import Order
+    from cluster.student.command import Order
 
 SETTINGS = """\
 The file takes one image (h, w, 3) uint8 RGB of a fixed size and gives boxes (n, 4) x1 y1 x2 y2 in that image's pixels,
@@ -30,8 +30,8 @@ examples:
 
 def act(order: "Order") -> int:
     """Export and print the tables."""
-    from cluster.exporting import Settings, export
-    from cluster.student_command import settings_of
+    from cluster.student.command import settings_of
+    from cluster.student.exporting import Settings, export
     from cluster.terminal import table
 
     done = export(order.student, order.images, settings_of(Settings, {}, order))

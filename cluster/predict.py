@@ -3,10 +3,10 @@
 import sys
 from typing import TYPE_CHECKING
 
-from cluster.student_command import command
+from cluster.student.command import command
 
 if TYPE_CHECKING:
-    from cluster.student_command import Order
+    from cluster.student.command import Order
 
 SETTINGS = """\
 settings (key=value, values in JSON):
@@ -34,8 +34,8 @@ examples:
 
 def act(order: "Order") -> int:
     """Predict and print where everything is."""
-    from cluster.predicting import Settings, base_of, predict
-    from cluster.student_command import settings_of
+    from cluster.student.command import settings_of
+    from cluster.student.predicting import Settings, base_of, predict
     from cluster.terminal import table
 
     done = predict(order.student, order.images, settings_of(Settings, base_of(order.student), order))

@@ -7,9 +7,9 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
-from cluster.cache_keys import cache_key
-from cluster.cache_places import cache_place, staging_of
 from cluster.config import RunConfig
+from cluster.precompute.keys import cache_key
+from cluster.precompute.places import cache_place, staging_of
 from data_sharding.cache.reader import TeacherCache
 from data_sharding.world import World
 from kd.detectors.base import Shapes

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from cluster import config as recipes
-from cluster import pulse, results, whole
-from cluster.caching import fill_caches
-from cluster.claim import alone
+from cluster import results
 from cluster.config import RunConfig
-from cluster.delivery import deliver, delivered
 from cluster.driver import follow, ray_started, require_resources, say, users_error, wants_gpu
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError
-from cluster.incidents import Teller
 from cluster.packing import pack_splits
 from cluster.places import anchored
+from cluster.precompute.filling import fill_caches
+from cluster.recovery import pulse, whole
+from cluster.recovery.claim import alone
+from cluster.recovery.delivery import deliver, delivered
+from cluster.recovery.incidents import Teller
 from cluster.terminal import progress
 from cluster.tracking import RunHandle, TrackerAway, open_run, remembered
 from cluster.worker import Job, work
@@ -28,7 +29,7 @@ from data_sharding.files import write_atomically
 
 RECIPE = "recipe.yaml"
 NEVER = 1e9
-"""Seconds until Ray Train takes in new nodes by itself, amid a step: `cluster.growth` does so at a checkpoint."""
+"""Seconds until Ray Train takes in nodes by itself, amid a step: `cluster.recovery.growth` does so at a checkpoint."""
 START_TIMEOUT = "15"
 """Seconds that workers wait for as many places as there were before, where a run may go on with fewer."""
 RESERVED = ("data", "caches", "gates", "mlflow_artifacts")
@@ -142,10 +143,10 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
-    from cluster.lost_workers import NoteLostWorkers
+    from cluster.recovery.lost_workers import NoteLostWorkers
 
     resources = config.resources
-    # Ray's own check of its workers: only where none of them is left to notice (`cluster.pulse`).
+    # Ray's own check of its workers: only where none of them is left to notice (`cluster.recovery.pulse`).
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(1.5 * resources.hang_after + 30))
     if resources.least_workers < resources.most_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT)

@@ -10,19 +10,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from cluster import build, incidents, results
+from cluster import build, results
 from cluster.config import RunConfig, check
 from cluster.grammar import ConfigError
-from cluster.growth import Nodes, Notice
-from cluster.keeper import Keeper
-from cluster.memory import forget_peak, peak_bytes
 from cluster.metric_log import MetricLog
-from cluster.pulse import Pulse
+from cluster.ranks.memory import forget_peak, peak_bytes
+from cluster.ranks.watching import Watch
+from cluster.recovery import incidents
+from cluster.recovery.growth import Nodes, Notice
+from cluster.recovery.keeper import Keeper
+from cluster.recovery.pulse import Pulse
 from cluster.repeatable import repeatable
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers, shared_out
 from cluster.tracking import RunHandle
-from cluster.watching import Watch
 from data_sharding.batch import Batch
 from data_sharding.loader import Loader
 from data_sharding.world import World

@@ -40,7 +40,7 @@ def start_deepspeed() -> None:
 
 
 def kept_collectives() -> object:
-    """DeepSpeed's backend, which has looked up some of torch's collectives: see `cluster.traffic`."""
+    """DeepSpeed's backend, which has looked up some of torch's collectives: see `cluster.ranks.traffic`."""
     import deepspeed.comm.comm
 
     return deepspeed.comm.comm.cdb

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster import build
-from cluster.caching import fill_caches
-from cluster.claim import alone
 from cluster.config import RunConfig, check, to_recipe, to_tree
 from cluster.driver import ray_started, require_resources, say, wants_gpu
 from cluster.gate import require_good_teachers
 from cluster.grammar import ConfigError, overlay
 from cluster.packing import pack_splits
 from cluster.places import anchored
+from cluster.precompute.filling import fill_caches
+from cluster.recovery.claim import alone
 from cluster.tracking import RUN_FILE
 from data_sharding.files import write_atomically
 from kd.plugins import plugin

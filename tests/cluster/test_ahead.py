@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.ahead import DEPTH, NICER, AheadOfWriting, give_way
-from cluster.batches import Assembled
 from cluster.build import Split
+from cluster.precompute.ahead import DEPTH, NICER, AheadOfWriting, give_way
+from cluster.precompute.batches import Assembled
 from data_sharding.batch import Batch, Taps
 from data_sharding.cache.key import CacheKey
 from data_sharding.cache.plan import CacheShard

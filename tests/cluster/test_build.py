@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cluster import build, gate, packing
-from cluster.cache_keys import cache_folder, cache_key
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
+from cluster.precompute.keys import cache_folder, cache_key
 from cluster.scoring import ground_truth
 from cluster.suspects import suspicion
 from cluster.teaching import open_teachers

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import build, cache_keys, packing
+from cluster import build, packing
 from cluster.build import LoadedTeacher, Split
-from cluster.cache_keys import cache_folder, cache_key, choice_path, largest_key, settled_key
-from cluster.caching import ShardWriter, actors_of
 from cluster.config import RunConfig, check, load, to_tree
 from cluster.grammar import ConfigError
+from cluster.precompute import keys as cache_keys
+from cluster.precompute.filling import ShardWriter, actors_of
+from cluster.precompute.keys import cache_folder, cache_key, choice_path, largest_key, settled_key
 from cluster.teaching import open_teachers
 from data_sharding.cache.key import CacheKey
 from data_sharding.cache.writer import CacheWriter

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cache_places import cache_place, is_finished, staging_of
 from cluster.config import RunConfig, config_hash, load
 from cluster.grammar import ConfigError
 from cluster.places import JOB, anchored
+from cluster.precompute.places import cache_place, is_finished, staging_of
 from data_sharding.cache.key import CacheKey
 from data_sharding.publish import publish
 from data_sharding.remote import Remote

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.claim import alone
 from cluster.grammar import ConfigError
+from cluster.recovery.claim import alone
 
 
 def _hold(folder: Path, told: Connection) -> None:

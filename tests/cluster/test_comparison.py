@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster import build, comparing, comparison_table, config
+from cluster import build, config
 from cluster.compare_methods import main
-from cluster.comparison_plan import PLAIN, REFERENCES, Plan, Row, Wanted, make_plan, shipped
-from cluster.comparison_runs import Runs, config_of, numbers, require_same_settings
-from cluster.comparison_store import Store
+from cluster.comparison import comparing
+from cluster.comparison import table as comparison_table
+from cluster.comparison.plan import PLAIN, REFERENCES, Plan, Row, Wanted, make_plan, shipped
+from cluster.comparison.runs import Runs, config_of, numbers, require_same_settings
+from cluster.comparison.store import Store
 from cluster.config import RunConfig
 from cluster.grammar import ConfigError, parse
 from tests.cluster.test_scoring import SMALL

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import delivery
-from cluster.delivery import deliver, delivered
 from cluster.metric_log import MetricLog, Row
+from cluster.recovery import delivery
+from cluster.recovery.delivery import deliver, delivered
 
 
 @dataclass

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import checkup_data, checkup_losses, checkup_machine, checkup_sizes, checkup_steps, doctor
-from cluster.checkup import Finding, close
+from cluster import doctor
+from cluster.checkup import data as checkup_data
+from cluster.checkup import losses as checkup_losses
+from cluster.checkup import machine as checkup_machine
+from cluster.checkup import sizes as checkup_sizes
+from cluster.checkup import steps as checkup_steps
+from cluster.checkup.findings import Finding, close
 from cluster.config import RunConfig, load
 from data_sharding.datasets import digits
 from data_sharding.record import Category

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import dry_run, packing
-from cluster.cache_keys import cache_key
+from cluster import packing
 from cluster.config import RunConfig, load, to_tree
-from cluster.dry_run import Forecast, Offer, measured, rows, told
-from cluster.probe import Speeds, disk_speed
+from cluster.precompute import dry_run
+from cluster.precompute.dry_run import Forecast, Offer, measured, rows, told
+from cluster.precompute.keys import cache_key
+from cluster.precompute.probe import Speeds, disk_speed
 from data_sharding.cache.cost import break_even
 from data_sharding.cache.plan import estimate_bytes
 from tests.cluster.test_build import TAUGHT

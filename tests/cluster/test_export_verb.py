@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cluster import export, exporting
-from cluster.student_command import command
+from cluster import export
+from cluster.student import exporting
+from cluster.student.command import command
 from kd.evaluation.speed import Latency
 from tests.kd.students import pictures, predictor, saved
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster import build, caching, packing
-from cluster.caching import ShardWriter
+from cluster import build, packing
 from cluster.config import RunConfig, load, to_tree
 from cluster.grammar import from_arguments
+from cluster.precompute import filling as caching
+from cluster.precompute.filling import ShardWriter
 from cluster.teaching import open_teachers
 from data_sharding.loader import Loader
 from data_sharding.staged_shards import StagedShards

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import growth
 from cluster.config import RunConfig, load
 from cluster.grammar import ConfigError
-from cluster.growth import Nodes, Notice, fits, told
+from cluster.recovery import growth
+from cluster.recovery.growth import Nodes, Notice, fits, told
 from data_sharding.world import World
 
 

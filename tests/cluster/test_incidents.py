@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cluster import incidents
-from cluster.incidents import Teller, note, note_resumed
+from cluster.recovery import incidents
+from cluster.recovery.incidents import Teller, note, note_resumed
 from data_sharding.world import World
 
 

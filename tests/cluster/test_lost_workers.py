@@ -5,8 +5,8 @@ from pathlib import Path
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from cluster import incidents
-from cluster.lost_workers import NoteLostWorkers, describe
+from cluster.recovery import incidents
+from cluster.recovery.lost_workers import NoteLostWorkers, describe
 
 
 def died(text: str) -> WorkerHealthCheckFailedError:

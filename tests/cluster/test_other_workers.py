@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster import checkpoints
 from cluster.fragments import Fragment, Stored, save
 from cluster.grammar import ConfigError
+from cluster.recovery import checkpoints
 from data_sharding.world import World
 from tests.cluster.two_ranks import Ranks, ranks
 from tests.kd import runs

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster import annotating, predict
-from cluster.student_command import command
+from cluster import predict
+from cluster.student import annotating
+from cluster.student.command import command
 from kd import deploy
 from kd.detectors.base import Detections
 from tests.kd.students import pictures, saved

@@ -7,8 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from cluster import incidents, pulse
-from cluster.pulse import DONE, Pulse, Sign, Watch
+from cluster.recovery import incidents, pulse
+from cluster.recovery.pulse import DONE, Pulse, Sign, Watch
 from data_sharding.world import World
 
 
@@ -65,7 +65,7 @@ def test_a_process_that_stands_still_ends_itself_and_says_why(tmp_path: Path) ->
     program = f"""
         import threading
         from pathlib import Path
-        from cluster.pulse import Pulse
+        from cluster.recovery.pulse import Pulse
         from data_sharding.world import World
         pulse = Pulse(Path({str(tmp_path)!r}), World(), "start", 0.5)
         pulse.at(3)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import incidents, room
 from cluster.grammar import ConfigError
+from cluster.recovery import incidents, room
 from data_sharding.world import World
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from cluster import checkpoints, fragments
+from cluster import fragments
 from cluster.grammar import _RecipeLoader
+from cluster.recovery import checkpoints
 from data_sharding.world import World
 from kd.distiller import Distiller
 from kd.engine import PlainEngine

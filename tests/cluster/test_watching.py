@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import incidents
-from cluster.pace import Load, Pace
-from cluster.slow_ranks import WINDOWS, SlowRanks
-from cluster.traffic import Traffic
-from cluster.watching import Watch
+from cluster.ranks.pace import Load, Pace
+from cluster.ranks.slow import WINDOWS, SlowRanks
+from cluster.ranks.traffic import Traffic
+from cluster.ranks.watching import Watch
+from cluster.recovery import incidents
 from data_sharding.world import World
 from tests.cluster.two_ranks import ranks
 

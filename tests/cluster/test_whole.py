@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import training, whole
+from cluster import training
 from cluster.grammar import ConfigError
+from cluster.recovery import whole
 from tests.cluster.test_build import recipe
 
 

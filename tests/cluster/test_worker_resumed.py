@@ -14,10 +14,11 @@ from unittest import mock
 import pytest
 import torch
 
-from cluster import incidents, packing, results, worker
+from cluster import packing, results, worker
 from cluster.config import to_tree
 from cluster.metric_log import MEASURED
-from cluster.watching import Watch
+from cluster.ranks.watching import Watch
+from cluster.recovery import incidents
 from cluster.worker import Job, Worker
 from data_sharding.world import World
 from kd.engine import PlainEngine

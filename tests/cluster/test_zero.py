@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster import checkpoints
+from cluster.recovery import checkpoints
 from cluster.zero import ZeroEngine
 from data_sharding.batch import Batch, Taps
 from data_sharding.world import World

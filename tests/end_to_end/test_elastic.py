@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.fault_nodes import cluster
 from benchmarks.fault_scene import SAVE_EVERY, Scene, rows_of
-from cluster import incidents
 from cluster.metric_log import STEPPED
+from cluster.recovery import incidents
 
 STEPS = 24
 

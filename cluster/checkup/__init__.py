@@ -1,0 +1,1 @@
+"""What `cluster.doctor` looks at, an area a file."""

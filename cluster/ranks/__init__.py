@@ -1,0 +1,1 @@
+"""What every rank does with its time and memory, and who holds the others up."""

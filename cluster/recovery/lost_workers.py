@@ -1,0 +1,50 @@
+"""Ray Train's controller tells which workers were lost. Imported by the driver alone: it loads Ray Train."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train import UserCallback
+
+from cluster.recovery.incidents import note
+
+LONGEST = 160
+"""Characters of an error that are told."""
+SILENT = "WorkerHealthCheckTimeoutError"
+"""The name of Ray Train's error of a worker that has not answered for long; its class is not public."""
+
+
+class NoteLostWorkers(UserCallback):
+    """Runs in the controller, on whatever node that is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """One row for all that failed at one time."""
+        note(self._folder, what=describe(worker_exceptions), ranks=sorted(worker_exceptions))
+
+
+def describe(failures: Mapping[int, Exception]) -> str:
+    """Who was lost, and how; where nobody is known to be, what the first one's error says."""
+    lost = {rank: how for rank, error in sorted(failures.items()) if (how := _lost(error))}
+    if lost:
+        return "; ".join(f"rank {rank} {how}" for rank, how in lost.items())
+    rank, error = min(failures.items())
+    text = " ".join(str(getattr(error, "_base_exc", None) or error).split())
+    return f"rank {rank} failed: {text[:LONGEST]}"
+
+
+def _lost(error: Exception) -> str:
+    """How a worker was lost; empty where it lives and only raised something."""
+    if type(error).__name__ == SILENT:
+        return "does not answer"
+    died = getattr(error, "health_check_failure", error)
+    if not isinstance(died, RayActorError):
+        return ""
+    told = str(died)
+    place = re.search(r"\bip: (\S+)", told)
+    where = f" on {place[1]}" if place else ""
+    return f"was lost with its node{where}" if "node has died" in told else f"died{where}"

@@ -1,0 +1,1 @@
+"""What a distilled student is used for: detections in pictures, files for devices."""
