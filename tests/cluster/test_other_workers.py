@@ -37,7 +37,7 @@ def stretch(world: World, run: Run, read: Path | None, write: Path | None, end: 
 @pytest.fixture(scope="module")
 def groups() -> dict[int, Ranks]:
     """Processes that stay alive, by their number."""
-    return {1: Ranks(1), 2: ranks(), 3: Ranks(3)}
+    return {number: ranks(number) for number in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(

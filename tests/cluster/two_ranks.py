@@ -1,4 +1,4 @@
-"""Two processes that stay alive for the whole test session and run functions as the two ranks of one world.
+"""Processes that stay alive for the whole test session and run functions as the ranks of one world, mostly two.
 
 Starting processes and importing DeepSpeed takes seconds, a case inside them a fraction of one. A function gets the
 world first, must be importable by name, and may return whatever `torch.save` takes.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,19 @@ PATIENCE = 120.0
 
 
 class Ranks:
-    """The parent's end. A rank that raises or hangs ends both: what it left half done would disturb later cases."""
+    """The parent's end. A rank that raises or hangs ends all: what it left half done would disturb later cases, which
+    find new processes."""
 
     def __init__(self, size: int = SIZE, patience: float = PATIENCE) -> None:
         """`patience`: seconds until a case counts as hung."""
-        self._patience = patience
-        context = get_context("spawn")
-        meeting = Path(tempfile.mkdtemp(prefix="minnow_ranks_")) / "meeting"
+        self._size, self._patience = size, patience
         self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, str(meeting), there, patience), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
+        self._processes: list[SpawnProcess] = []
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(world, *arguments)` on every rank; the results in rank order."""
+        if not self._processes:
+            self._start()
         for pipe in self._pipes:
             pipe.send((function, arguments))
         answers = [self._answer(rank, pipe) for rank, pipe in enumerate(self._pipes)]
@@ -60,6 +55,19 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        meeting = Path(tempfile.mkdtemp(prefix="minnow_ranks_")) / "meeting"
+        for rank in range(self._size):
+            here, there = context.Pipe()
+            serving = (rank, self._size, str(meeting), there, self._patience)
+            process = context.Process(target=_serve, args=serving, daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
 
     def _answer(self, rank: int, pipe: Connection) -> tuple[str, bytes]:
         try:
@@ -69,9 +77,9 @@ class Ranks:
 
 
 @functools.cache
-def ranks() -> Ranks:
-    """The one pair of processes of this session; it dies with it."""
-    return Ranks()
+def ranks(size: int = SIZE) -> Ranks:
+    """The one group of so many processes of this session; it dies with it."""
+    return Ranks(size)
 
 
 def _serve(rank: int, size: int, meeting: str, pipe: Connection, patience: float) -> None:
