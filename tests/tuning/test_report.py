@@ -49,7 +49,7 @@ def test_the_page_holds_its_answer_and_asks_for_nothing(tmp_path: Path) -> None:
     assert found.conclusion.sentence[1:] in page.text
     assert "loss is not finite" in page.text
     assert "script" not in page.tags
-    assert page.tags.count("img") == 5 + len(found.search.keys)
+    assert page.tags.count("img") == 6 + len(found.search.keys)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert "://" not in (tmp_path / reporting.PAGE).read_text()
 
