@@ -26,6 +26,14 @@ from tuning.trials import Point, Trial
 PLACE = {"node:__internal_head__": 0.001}
 """A trial's own process: on the head, beside whatever else runs there. With a CPU of its own it would wait for one that
 its workers never leave."""
+QUIET = {
+    # Its loggers write files that nobody reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its newer reporter prints a box whatever its verbosity is; the older one is silent when told so.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Its own handler of Ctrl-C would come back from `fit` as from a search that has ended.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 RESTARTS = 2
 """How often a trial whose process died is begun again by the same driver."""
 
@@ -100,8 +108,7 @@ class DeskCallback(Callback):
 
 def drive(desk: Desk, job: Callable[[Trial], Mapping[str, Any]]) -> None:
     """Run trials until the desk has no more. Ray must be started; `job` is what `run_trial` gets."""
-    # Its loggers write files that nobody reads.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     # A process that has ended its trial begins the next one without importing all again; one whose trial was stopped
     # still trains in a thread of its own, and is ended.
     reuse = isinstance(desk.stopping, Never)

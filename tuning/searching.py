@@ -116,7 +116,7 @@ def _prepare(plan: Plan, configs: list[RunConfig]) -> None:
     for config in configs:
         if config.taught:
             require_good_teachers(config)
-            fill_caches(check(overlay(to_tree(config), stores), "caches"))
+            fill_caches(check(overlay(to_tree(config), stores), "caches"), students=plan.trials)
 
 
 def _stores(configs: list[RunConfig]) -> dict[str, Any]:
