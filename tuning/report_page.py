@@ -54,7 +54,7 @@ summary { cursor: pointer; color: #0072b2; }
   h2 { break-after: avoid; }
   tr, .answer, .beside { break-inside: avoid; }
   .beside, .figures { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
-  .half figure img { max-width: 70%; }
+  main > section.half { display: inline-block; width: 48%; margin-right: 1.5%; vertical-align: top; }
 }
 """
 

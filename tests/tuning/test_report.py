@@ -164,6 +164,16 @@ def test_a_smoothed_mean_follows_the_curve_and_its_band_holds_it() -> None:
     assert abs(curve.at[curve.mean.argmax()] / 1e-2 - 1) < 0.6
 
 
+def test_the_band_of_a_key_that_does_nothing_is_that_of_the_mean() -> None:
+    """A flat line through six points is no surer than their mean: its t-interval, nearly."""
+    values = [10.3, 11.5, 11.2, 12.1, 10.8, 12.0]
+    curve = response.smooth([16, 16, 32, 80, 96, 96], values, log=False)
+    interval_of_mean = response.mean_interval(values)
+    assert curve is not None
+    assert interval_of_mean is not None
+    assert (curve.high - curve.low).min() > 0.6 * (interval_of_mean[1] - interval_of_mean[0])
+
+
 def test_no_curve_is_drawn_through_a_handful_of_points_or_one_place() -> None:
     assert response.smooth([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], log=False) is None
     assert response.smooth([1.0] * 9, list(range(9)), log=False) is None
