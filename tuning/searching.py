@@ -67,7 +67,7 @@ def search(plan: Plan) -> int:
 
             with shown(board):
                 drive(desk, lambda trial: _job(plan, trial, stores, record, store))
-            found = _concluded(plan, desk, store)
+            found = _concluded(plan, desk, store, stores)
             _report(plan)
             record.close(found, broken=bool(desk.broken))
         except BaseException as error:
@@ -242,8 +242,8 @@ def _report(plan: Plan) -> None:
     say(f"report: {write(plan.folder)[0]}")
 
 
-def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
-    """Store the answer, and write the winner's recipe."""
+def _concluded(plan: Plan, desk: Desk, store: TrialStore, stores: Mapping[str, Any]) -> Found:
+    """Store the answer, and write the winner's recipe, which reads the search's own cache."""
     found = store.read()
     # Of a trial that was stopped or refused nobody told its run.
     found = replace(found, trials=tuple(replace(t, run_id=t.run_id or run_id_of(plan, t)) for t in found.trials))
@@ -252,7 +252,8 @@ def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
     store.write(found)
     if found.conclusion is not None:
         best = found.trials[found.conclusion.best]
-        config = check(plan.recipe_of(f"{plan.name}_best", best.seed, best.changes), "the best trial")
+        tree = plan.recipe_of(f"{plan.name}_best", best.seed, best.changes)
+        config = check(overlay(tree, stores if tree.get("distill") else {}), "the best trial")
         write_atomically(plan.folder / BEST, to_recipe(config).encode())
     return found
 
