@@ -173,8 +173,10 @@ def test_a_trial_whose_process_is_killed_is_continued_by_the_same_driver(tmp_pat
     ended = found(tmp_path)
     assert ended is not None
     (trial,) = ended.trials
-    assert trial.state == "finished"
+    assert (trial.state, trial.starts) == ("finished", 2)
     assert steps_of(tmp_path, trial) == list(range(steps))
+    assert "goes on from its last checkpoint" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.jobs
