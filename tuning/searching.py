@@ -27,6 +27,7 @@ from tuning import objectives
 from tuning.board import Board, shown, summary
 from tuning.conclusion import conclude
 from tuning.desk import Desk
+from tuning.fitting import require_fitting
 from tuning.plan import Plan
 from tuning.population import Population
 from tuning.record import Record
@@ -112,6 +113,7 @@ def _prepare(plan: Plan, configs: list[RunConfig]) -> None:
         folder = build.split_folder(config, "val")
         if lines := objectives.lacking(config, plan.options.wanted, objectives.records(folder)):
             raise ConfigError("\n".join(lines))
+    require_fitting(plan, lambda config: build.open_val(config).dataset.categories)
     stores = _stores(configs)
     for config in configs:
         if config.taught:
