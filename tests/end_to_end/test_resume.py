@@ -50,7 +50,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_and_kill(words: list[str], folder: Path, steps: int, log: Path) -> None:
     """Start a run and kill it, with all its workers, once it has done `steps` in all."""
     driver = start(words, log)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while not ((folder / "metrics.jsonl").exists() and len(steps_of(folder)) >= steps):
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
