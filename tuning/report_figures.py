@@ -37,11 +37,12 @@ def learning_curves(found: Found) -> Figure:
         steps, values = _whole(trial, name, found)
         if trial not in best and steps:
             colour = {"finished": BLUE, "failed": RED}.get(trial.state, GREY)
-            axes.plot(steps, values, color=colour, linewidth=0.9, alpha=thin)
+            axes.plot(steps, values, _line(steps), color=colour, linewidth=0.9, alpha=thin)
             if trial.state in ("stopped", "failed"):
                 axes.plot(steps[-1], values[-1], "x", color=colour, markersize=5)
     for trial, colour in zip(best, (ORANGE, GREEN, BLUE), strict=False):
-        axes.plot(*_whole(trial, name, found), color=colour, linewidth=2, label=f"trial {trial.number}")
+        steps, values = _whole(trial, name, found)
+        axes.plot(steps, values, _line(steps), color=colour, linewidth=2, label=f"trial {trial.number}")
     _plain_curve(axes, found, name)
     for state, colour in (("stopped", GREY), ("failed", RED)):
         if any(t.state == state and _curve(t, name)[0] for t in searched):
@@ -54,6 +55,11 @@ def learning_curves(found: Found) -> Figure:
     noise_bar(axes, found)
     legend(figure)
     return figure
+
+
+def _line(steps: Sequence[int]) -> str:
+    """Of a trial that was evaluated once there is a dot."""
+    return "-" if len(steps) > 1 else "o"
 
 
 def _curve(trial: Trial, name: str) -> tuple[list[int], list[float]]:
@@ -77,7 +83,8 @@ def _plain_curve(axes: Axes, found: Found, name: str) -> None:
         return
     rows = [[curve[step] for curve in curves] for step in steps]
     label = f"plain student, {len(curves)} seed{'s' * (len(curves) > 1)}"
-    axes.plot(steps, [sum(row) / len(row) for row in rows], "--", color=DARK, linewidth=1.5, label=label)
+    means = [sum(row) / len(row) for row in rows]
+    axes.plot(steps, means, "--" if len(steps) > 1 else "*", color=DARK, linewidth=1.5, label=label)
     axes.fill_between(steps, [min(r) for r in rows], [max(r) for r in rows], color=DARK, alpha=0.12, linewidth=0)
 
 

@@ -1,5 +1,7 @@
 """What the figures of a report show is readable: legends beside the data, intervals that end at their axis."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,6 +59,15 @@ def test_an_interval_wider_than_its_axis_ends_there_with_arrows() -> None:
     assert np.asarray(line.get_xydata()).tolist() == [[2.0, 10.0], [2.0, 18.0]]
     assert (arrow.get_marker(), np.asarray(arrow.get_xydata()).tolist()) == ("v", [[2.0, 10.0]])
     assert axes.get_ylim() == (10, 20)
+
+
+def test_trials_that_were_evaluated_once_are_dots() -> None:
+    found = finished(trials=3)
+    ends = tuple(replace(t, curve=t.curve[-1:]) for t in found.trials)
+    (axes,) = report_figures.learning_curves(replace(found, trials=ends)).axes
+    drawn = [line for line in axes.lines if np.asarray(line.get_xdata()).tolist() == [found.search.steps]]
+    assert len(drawn) == 4  # three trials and the plain student
+    assert all(line.get_marker() != "None" for line in drawn)
 
 
 def test_an_axis_holds_all_values_and_intervals_only_as_far_as_values_stay_apart() -> None:
