@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.grammar import ConfigError
 from cluster.places import job_environment
+from cluster.ray_process import set_up_worker
 from cluster.tracking import CLIENT_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,28 +44,6 @@ WORKER_MEMORY = {
     "MALLOC_TOP_PAD_": str(1 << 28),
     "MALLOC_ARENA_MAX": "1",
 }
-
-
-def set_up_worker() -> None:
-    """Ray runs this in every worker process before anything else, on the node where the worker is."""
-    if not _has_gpu():  # the driver's node may have none while the workers' nodes do
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
-        _use_host_interface()
-
-
-def _use_host_interface() -> None:
-    """Make gloo and NCCL talk over the interface that Ray knows this node by, not the one its host name resolves to."""
-    import psutil
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in entries):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-            return
 
 
 @contextmanager
@@ -188,11 +167,6 @@ def _note(metrics: Mapping[str, float]) -> str:
     words = [f"loss {metrics['loss/total']:.3f}"] if "loss/total" in metrics else []
     words += [f"AP {metrics['val/AP']:.1f}"] if "val/AP" in metrics else []
     return "  ".join(words)
-
-
-def _has_gpu() -> bool:
-    """Whether this node has one; Ray sets CUDA_VISIBLE_DEVICES to nothing where a process may use none."""
-    return Path("/dev/nvidiactl").exists() or bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def say(text: str) -> None:

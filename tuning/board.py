@@ -54,7 +54,7 @@ class Board:
         """Runs of the whole search, as far as it is known."""
         options = self._plan.options
         again = options.seeds + (options.seeds - 1) * min(options.best, self._plan.trials) if options.seeds > 1 else 0
-        return self._plan.trials + again
+        return self._plan.trials + again + len(self._found.of_role("warmup"))
 
     def _best(self) -> str:
         objective = self._plan.options.wanted[0]

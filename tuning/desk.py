@@ -76,6 +76,12 @@ class Desk:
         self._gone.add(number)
         self._put(replace(self.found.trials[number], state="failed", why=why))
 
+    def restarted(self, number: int) -> None:
+        """A trial's process is no more, and this driver has begun another one, which goes on from its checkpoint."""
+        trial = self.found.trials[number]
+        if trial.state not in ENDED:
+            self._put(replace(trial, starts=trial.starts + 1))
+
     def gone(self, number: int, why: str = "") -> None:
         """A trial's process is no more; unless the trial has ended, the next driver continues it."""
         self._gone.add(number)

@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster.driver import users_error
+from cluster.driver import say, users_error
 from tuning.desk import DONE, WAIT, Desk
 from tuning.stopping import Never
 from tuning.trial_run import run_trial
@@ -26,6 +26,18 @@ from tuning.trials import Point, Trial
 PLACE = {"node:__internal_head__": 0.001}
 """A trial's own process: on the head, beside whatever else runs there. With a CPU of its own it would wait for one that
 its workers never leave."""
+QUIET = {
+    # Its loggers write files that nobody reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its newer reporter prints a box whatever its verbosity is; the older one is silent when told so.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # The desk tells of trials that break off, in a line.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Its own handler of Ctrl-C would come back from `fit` as from a search that has ended.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+MOST_LETTERS = 300
+"""Of an error, as a person is told of it."""
 RESTARTS = 2
 """How often a trial whose process died is begun again by the same driver."""
 
@@ -95,13 +107,23 @@ class DeskCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         error = trial.get_error()
-        self._desk.gone(trial.config["number"], str(error and users_error(error)).strip().splitlines()[-1])
+        self._desk.gone(trial.config["number"], _told(error))
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        number = trial.config["number"]
+        self._desk.restarted(number)
+        say(f"trial {number} broke off and goes on from its last checkpoint: {_told(trial.get_error())}")
+
+
+def _told(error: BaseException | None) -> str:
+    """An error in a line: its own words stand last."""
+    lines = str(error and users_error(error)).strip().splitlines()
+    return lines[-1][:MOST_LETTERS] if lines else "nothing is known of it"
 
 
 def drive(desk: Desk, job: Callable[[Trial], Mapping[str, Any]]) -> None:
     """Run trials until the desk has no more. Ray must be started; `job` is what `run_trial` gets."""
-    # Its loggers write files that nobody reads.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     # A process that has ended its trial begins the next one without importing all again; one whose trial was stopped
     # still trains in a thread of its own, and is ended.
     reuse = isinstance(desk.stopping, Never)

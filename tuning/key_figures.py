@@ -7,8 +7,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tuning import findings, response
-from tuning.distributions import Choice, Real, read
-from tuning.drawing import BLUE, DARK, GREY, ORANGE, RED, legend, new_figure, noise_bar, plain_line, words
+from tuning.distributions import Choice, Real, Whole, read
+from tuning.drawing import (
+    BLUE,
+    DARK,
+    GREY,
+    ORANGE,
+    RED,
+    interval,
+    legend,
+    limits,
+    new_figure,
+    noise_bar,
+    plain_line,
+    words,
+)
 from tuning.findings import Level
 from tuning.importance import Importance
 from tuning.trials import Found, Trial
@@ -29,31 +42,43 @@ def importance(rows: Sequence[Importance], names: Mapping[str, str], trials: int
     axes.set_yticks(range(len(rows)), labels)
     axes.set_xlim(left=0)
     axes.set_xlabel("share of what all keys decide")
-    legend(axes)
+    legend(figure)
     return figure
 
 
 def of_key(found: Found, at: Level, key: str, name: str) -> Figure:
-    """The objective against one key, with what remains of it when the other keys are averaged over."""
-    figure, axes = new_figure()
+    """The objective against one key, with what remains of it when the other keys are averaged over. All keys share
+    one vertical axis and one legend, which is not in here."""
+    figure, axes = new_figure(3.2)
+    plain = findings.plain_values(found, at.step)
+    axes.set_ylim(limits([*at.values.values(), *plain]))
     trials = [found.trials[n] for n in at.values if key in found.trials[n].settings]
     drawn, values = [t.settings[key] for t in trials], [at.values[t.number] for t in trials]
     shape = read(found.search.keys[key])
     if isinstance(shape, Choice):
         _choice(axes, shape.values, drawn, values, trials)
     else:
-        _scale(axes, found, drawn, values, trials, log=isinstance(shape, Real) and shape.log)
-    plain_line(axes, findings.plain_values(found, at.step))
+        assert isinstance(shape, Real | Whole)
+        _scale(axes, found, drawn, values, trials, shape)
+    plain_line(axes, plain)
     noise_bar(axes, found)
     axes.set_xlabel(name.replace("$", r"\$"))
     axes.set_ylabel(f"{found.search.objectives[0].name} at step {at.step}")
-    legend(axes)
     return figure
 
 
-def _scale(axes: Axes, found: Found, drawn: list[Any], values: list[float], trials: list[Trial], *, log: bool) -> None:
+def _scale(
+    axes: Axes, found: Found, drawn: list[Any], values: list[float], trials: list[Trial], shape: Real | Whole
+) -> None:
+    """Over the whole range of the space: where nothing was tried, too."""
+    log = isinstance(shape, Real) and shape.log
     if log:
         axes.set_xscale("log")
+        stretch = (shape.high / shape.low) ** 0.03
+        axes.set_xlim(shape.low / stretch, shape.high * stretch)
+    else:
+        stretch = 0.03 * (shape.high - shape.low)
+        axes.set_xlim(shape.low - stretch, shape.high + stretch)
     _dots(axes, drawn, values, trials)
     noise = findings.noise(found)
     curve = response.smooth(drawn, values, log=log, least_noise=noise.deviation if noise else 0.0)
@@ -70,7 +95,7 @@ def _choice(axes: Axes, possible: Sequence[Any], drawn: list[Any], values: list[
           values, trials)  # fmt: skip
     for number, group in enumerate(told):
         if group.low is not None and group.high is not None:
-            axes.plot([number + 0.25] * 2, [group.low, group.high], color=ORANGE, linewidth=2)
+            interval(axes, number + 0.25, (group.low, group.high), upright=True, color=ORANGE, linewidth=2)
         label = None if number else "mean, 95 %"
         axes.plot(number + 0.25, group.mean, "D", color=ORANGE, markersize=6, label=label)
     labels = [words(findings.as_text(group.value)) + f"\n{len(group.values)}x" for group in told]

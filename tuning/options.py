@@ -31,9 +31,10 @@ class SearchConfig:
     """Share of the schedule before which no trial is stopped; null: the end of the last method's ramp."""
     keep: int = 3
     """ASHA lets the best 1/keep go on."""
-    warmup: Literal["shared", "own"] = "shared"
+    warmup: Literal["auto", "shared", "own"] = "auto"
     """`shared`: trials that differ only after their methods' gate begin from one checkpoint that was trained up to it;
-    `own`: each from step 0. To the bit the same."""
+    `own`: each from step 0; to the bit the same. `auto`: shared where that spares more steps than the runs cost that
+    train the common part."""
     startup: int = 8
     """Trials that TPE draws at random before it learns."""
     members: int = 6

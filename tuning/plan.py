@@ -19,6 +19,8 @@ FIXED = ("name", "seed", "storage", "tracking", "resources")
 """Settings that a space cannot search: they are the search's own, or change nothing that is learnt."""
 FEW = 24
 """Trials that are drawn unless told otherwise."""
+START = 100
+"""Steps that take about as long as the start and the end of a run: half a minute of processes, imports and records."""
 CHANGING = ("optim.lr", "optim.weight_decay", "optim.backbone_lr", "optim.clip_norm")
 """Settings of the optimizer that a population may change."""
 CACHED = ("data", "views")
@@ -219,7 +221,7 @@ def _timed(
         grace=grace,
         rungs=rungs,
         ends=_ends(steps, options) if options.searcher == "population" else (),
-        **_shared(configs, space, options, steps),
+        **_shared(configs, space, options, steps, min(trials, points) if options.searcher == "grid" else trials),
     )  # fmt: skip
     return plan, wrong
 
@@ -252,7 +254,7 @@ def _late_of(configs: list[Any]) -> set[str]:
     return {name for config in configs for method in config.distill.values() for name in method.late}
 
 
-def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int) -> dict[str, Any]:
+def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int, trials: int) -> dict[str, Any]:
     """`late` and `gate` of the plan, where a common warm-up spares more than it costs: some keys act after the gate
     alone, and the others have few values."""
     late = frozenset(key.name for key in space.keys if _acts_late(key.name, configs))
@@ -262,6 +264,10 @@ def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int)
     if options.warmup == "own" or options.searcher == "population" or not late or not few or len(starts) > 1:
         return {}
     gate = math.ceil(min(starts) * steps)
+    parts = math.prod(len(key.distribution.grid()) for key in others)
+    spared = gate * (trials - parts)
+    if options.warmup == "auto" and spared < START * parts:
+        return {}
     return {"late": late, "gate": gate} if 0 < gate < steps else {}
 
 

@@ -6,7 +6,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tuning import findings, response
-from tuning.drawing import BLUE, DARK, GREEN, GREY, ORANGE, RED, legend, new_figure, noise_bar, plain_line
+from tuning.drawing import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    interval,
+    legend,
+    limits,
+    new_figure,
+    noise_bar,
+    plain_line,
+)
 from tuning.trials import Found, Trial, better
 
 NAMED = 3
@@ -24,11 +37,12 @@ def learning_curves(found: Found) -> Figure:
         steps, values = _whole(trial, name, found)
         if trial not in best and steps:
             colour = {"finished": BLUE, "failed": RED}.get(trial.state, GREY)
-            axes.plot(steps, values, color=colour, linewidth=0.9, alpha=thin)
+            axes.plot(steps, values, _line(steps), color=colour, linewidth=0.9, alpha=thin)
             if trial.state in ("stopped", "failed"):
                 axes.plot(steps[-1], values[-1], "x", color=colour, markersize=5)
     for trial, colour in zip(best, (ORANGE, GREEN, BLUE), strict=False):
-        axes.plot(*_whole(trial, name, found), color=colour, linewidth=2, label=f"trial {trial.number}")
+        steps, values = _whole(trial, name, found)
+        axes.plot(steps, values, _line(steps), color=colour, linewidth=2, label=f"trial {trial.number}")
     _plain_curve(axes, found, name)
     for state, colour in (("stopped", GREY), ("failed", RED)):
         if any(t.state == state and _curve(t, name)[0] for t in searched):
@@ -39,8 +53,13 @@ def learning_curves(found: Found) -> Figure:
     axes.set_ylabel(name)
     axes.set_xlim(0, found.search.steps * 1.02)
     noise_bar(axes, found)
-    legend(axes)
+    legend(figure)
     return figure
+
+
+def _line(steps: Sequence[int]) -> str:
+    """Of a trial that was evaluated once there is a dot."""
+    return "-" if len(steps) > 1 else "o"
 
 
 def _curve(trial: Trial, name: str) -> tuple[list[int], list[float]]:
@@ -64,7 +83,8 @@ def _plain_curve(axes: Axes, found: Found, name: str) -> None:
         return
     rows = [[curve[step] for curve in curves] for step in steps]
     label = f"plain student, {len(curves)} seed{'s' * (len(curves) > 1)}"
-    axes.plot(steps, [sum(row) / len(row) for row in rows], "--", color=DARK, linewidth=1.5, label=label)
+    means = [sum(row) / len(row) for row in rows]
+    axes.plot(steps, means, "--" if len(steps) > 1 else "*", color=DARK, linewidth=1.5, label=label)
     axes.fill_between(steps, [min(r) for r in rows], [max(r) for r in rows], color=DARK, alpha=0.12, linewidth=0)
 
 
@@ -80,13 +100,15 @@ def cost(found: Found) -> Figure:
     line = [(s.seconds / divisor, s.best) for s in told if s.best is not None]
     if line:
         axes.step(*zip(*line, strict=True), where="post", color=BLUE, linewidth=2, label="best so far")
-    plain_line(axes, findings.plain_values(found))
+    plain = findings.plain_values(found)
+    axes.set_ylim(limits([*(v for _, v in ends if v is not None), *plain], _over_seeds(found)))
+    plain_line(axes, plain)
     _contenders_at_end(axes, found, told[-1].seconds / divisor if told else 0.0)
     axes.set_xlabel(f"{'processor ' if found.search.clock == 'processor' else ''}{unit} of all trials so far")
     axes.set_ylabel(objective.name)
     axes.set_xlim(left=0)
     noise_bar(axes, found)
-    legend(axes)
+    legend(figure)
     return figure
 
 
@@ -96,8 +118,16 @@ def _contenders_at_end(axes: Axes, found: Found, end: float) -> None:
         spread = response.mean_interval(one.values)
         if spread is not None:
             at = end * (1.03 + 0.03 * place)
-            axes.plot([at, at], spread, color=ORANGE, linewidth=1.5)
+            interval(axes, at, spread, upright=True, color=ORANGE, linewidth=1.5)
             axes.plot(at, one.mean, "D", color=ORANGE, markersize=5, label=None if place else "chosen, over seeds")
+
+
+def _over_seeds(found: Found) -> list[float]:
+    """The means of the chosen ones, and the ends of their intervals."""
+    told: list[float] = []
+    for one in found.conclusion.contenders if found.conclusion else ():
+        told += [one.mean, *(response.mean_interval(one.values) or ())]
+    return told
 
 
 def contenders(found: Found) -> Figure:
@@ -109,10 +139,12 @@ def contenders(found: Found) -> Figure:
     plain = findings.plain_values(found)
     rows += [("plain student", plain, DARK)] if plain else []
     figure, axes = new_figure(1.3 + 0.42 * len(rows))
+    spreads = [end for _, values, _ in rows for end in response.mean_interval(values) or ()]
+    axes.set_xlim(limits([value for _, values, _ in rows for value in values], spreads))
     for height, (_, values, colour) in enumerate(reversed(rows)):
         spread = response.mean_interval(values)
         if spread is not None:
-            axes.plot(spread, [height, height], color=colour, linewidth=2.5, alpha=0.35, solid_capstyle="butt")
+            interval(axes, height, spread, upright=False, color=colour, linewidth=2.5, alpha=0.35)
         axes.plot(values, [height] * len(values), "o", color=colour, markersize=5, alpha=0.7)
         axes.plot(sum(values) / len(values), height, "|", color=colour, markersize=16, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
@@ -137,5 +169,5 @@ def pareto(found: Found) -> Figure:
             axes.plot(*zip(*whole, strict=True), style, color=colour, markersize=8 if style == "*" else 5, label=label)
     axes.set_xlabel(f"{second.name} ({'less' if second.goal == 'min' else 'more'} is better)")
     axes.set_ylabel(first.name)
-    legend(axes)
+    legend(figure)
     return figure

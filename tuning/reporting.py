@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from cluster.tracking import RunHandle
 from data_sharding.files import write_atomically
 from tuning import findings, key_figures, report_figures, report_page
-from tuning.drawing import save
+from tuning.drawing import legend_alone, save
 from tuning.findings import Level
 from tuning.importance import LEAST, TARGET, importances
 from tuning.trial_store import store_of
@@ -46,14 +49,15 @@ class _Writer:
 
     def all(self) -> list[Path]:
         """Figures first, the page last."""
-        parts = [self._head(), self._seeds(), self._best(), self._front(), self._importance(), self._responses()]
+        parts = [self._seeds(), self._best(), self._front(), self._importance(), self._responses()]
         parts += [self._curves(), self._cost(), self._failures()]
-        html = report_page.page(f"Search {self._found.search.name}", [part for part in parts if part])
+        title = f"Search {self._found.search.name}"
+        html = report_page.page(title, self._head(), [part for part in parts if part])
         write_atomically(self._folder / PAGE, html.encode())
         return [self._folder / PAGE, *self._files]
 
-    def _picture(self, name: str, figure: object) -> Path:
-        path = save(figure, self._folder / FIGURES.format(name))  # pyright: ignore[reportArgumentType]  (a Figure)
+    def _picture(self, name: str, figure: Figure) -> Path:
+        path = save(figure, self._folder / FIGURES.format(name))
         self._files.append(path)
         return path
 
@@ -72,7 +76,7 @@ class _Writer:
             "cost": f"{_hours(seconds)} of {'processor' if search.clock == 'processor' else 'GPU'} time",
             f"{self._objective.name} between seeds": "not measured" if noise is None else
             f"±{noise.deviation:.2f} ({noise.freedom} degrees of freedom)",
-            "begun": search.begun.replace("T", " ") or "-",
+            "begun": f"{datetime.fromisoformat(search.begun):%Y-%m-%d %H:%M %Z}" if search.begun else "-",
         }  # fmt: skip
         conclusion = found.conclusion
         answer = conclusion.sentence if conclusion else "No configuration has been run on further seeds yet: the best "
@@ -99,12 +103,15 @@ class _Writer:
         picture = self._picture("seeds", report_figures.contenders(self._found))
         return report_page.section(
             "The best configurations, on several seeds",
-            report_page.paragraph(
-                "Differences are paired by seed with the plain student's, more being better. The first seed is the one "
-                "by which a configuration was chosen, and flatters it a little."
-            ),
             report_page.table(rows),
-            report_page.figures([(picture, "Every dot is a run; bars are 95 % intervals of the means.")], wide=True),
+            report_page.beside(
+                report_page.figure(picture, "Every dot is a run; bars are 95 % intervals of the means."),
+                report_page.paragraph(
+                    "Differences are paired by seed with the plain student's, more being better. The first seed is the "
+                    "one by which a configuration was chosen, and flatters it a little. An arrow says that an interval "
+                    "goes on beyond the axis."
+                ),
+            ),
         )
 
     def _best(self) -> str:
@@ -141,7 +148,10 @@ class _Writer:
         caption = f"{len(best)} finished trials to which none is better in both."
         return report_page.section(
             f"{objectives[0].name} against {objectives[1].name}",
-            report_page.figures([(picture, caption)], wide=True),
+            report_page.beside(
+                report_page.figure(picture, f"{objectives[0].name} against {objectives[1].name}, one seed each."),
+                report_page.paragraph(caption),
+            ),
             report_page.table([self._row(trial) for trial in best[:SHOWN]]),
         )
 
@@ -158,31 +168,39 @@ class _Writer:
         sure = f"told from luck: {', '.join(known)}" if known else "no key is told from luck"
         return report_page.section(
             heading,
-            report_page.paragraph(
-                f"How much a key decides whether a trial is among the best {TARGET:.0%} (PED-ANOVA), by {trials} "
-                f"trials {self._where(self._level)}; {sure}. Black lines are the spread over random halves of the "
-                "trials, red marks what the same trials give with their values shuffled; a number after a key says "
-                "how many trials have it, where not all do."
+            report_page.beside(
+                report_page.figure(picture, "Grey bars are no more than luck gives."),
+                report_page.paragraph(
+                    f"How much a key decides whether a trial is among the best {TARGET:.0%} (PED-ANOVA), by {trials} "
+                    f"trials {self._where(self._level)}; {sure}. Black lines are the spread over random halves of the "
+                    "trials, red marks what the same trials give with their values shuffled; a number after a key says "
+                    "how many trials have it, where not all do."
+                ),
             ),
-            report_page.figures([(picture, "Grey bars are no more than luck gives.")], wide=True),
         )
 
     def _responses(self) -> str:
         if self._level is None:
             return ""
+        drawn: list[Figure] = []
         pictures: list[tuple[Path, str]] = []
         for place, key in enumerate(self._found.search.keys):
             having = sum(key in self._found.trials[number].settings for number in self._level.values)
             if having:
-                figure = key_figures.of_key(self._found, self._level, key, self._names[key])
-                pictures.append((self._picture(f"key{place}", figure), f"{key}, {having} trials"))
+                drawn.append(key_figures.of_key(self._found, self._level, key, self._names[key]))
+                pictures.append((self._picture(f"key{place}", drawn[-1]), f"{key}, {having} trial(s)"))
+        if not pictures:
+            return ""
         return report_page.section(
             "What each key does",
-            report_page.paragraph(
-                f"Every dot is a trial {self._where(self._level)}; the other keys differ as well, and count as noise. "
-                "Curves are a Gaussian process through the dots with the 95 % band of the mean; they are left out "
-                "where there are too few. Dots gather where the searcher looked, so that a flat curve far from them "
-                "says little."
+            report_page.beside(
+                report_page.paragraph(
+                    f"Every dot is a trial {self._where(self._level)}; the other keys differ as well, and count as "
+                    "noise. Curves are a Gaussian process through the dots with the 95 % band of the mean; they are "
+                    "left out where there are too few. Dots gather where the searcher looked, so that a flat curve far "
+                    "from them says little."
+                ),
+                report_page.figure(self._picture("keys", legend_alone(drawn)), "The same in all figures of keys."),
             ),
             report_page.figures(pictures),
         )
@@ -198,7 +216,7 @@ class _Writer:
         told = ", ".join(f"{count} at step {step}" for step, count in sorted(stopped.items()))
         picture = self._picture("curves", report_figures.learning_curves(self._found))
         caption = f"Stopped: {told}." if told else "No trial was stopped early."
-        return report_page.section("Learning curves", report_page.figures([(picture, caption)], wide=True))
+        return report_page.section("Learning curves", report_page.figure(picture, caption), half=True)
 
     def _cost(self) -> str:
         if not any(spent.seconds for spent in findings.progress(self._found)):
@@ -210,7 +228,7 @@ class _Writer:
             f"the plain student took another {_hours(again)}. The best of many noisy values is too high; what the "
             "chosen ones are worth stands at the right end."
         )
-        return report_page.section("Cost", report_page.figures([(picture, caption)], wide=True))
+        return report_page.section("Cost", report_page.figure(picture, caption), half=True)
 
     def _failures(self) -> str:
         failed = [trial for trial in self._found.trials if trial.state == "failed"]

@@ -56,8 +56,10 @@ def smooth(at: Sequence[float], values: Sequence[float], *, log: bool, least_noi
     kernel = ConstantKernel(1.0, (1e-2, 10.0)) * RBF(0.5, (SHORTEST, 3.0)) + WhiteKernel(max(0.3, floor), (floor, 3.0))
     fitted = _fitted(GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0), x, y)
     signal, error = fitted.kernel_.k1, fitted.kernel_.k2.noise_level
+    # The level is not known better than its points tell it, however flat the line: a constant of its own.
+    level = ConstantKernel(1.0)
     # scikit-learn's stub knows no None here, which its documentation asks for where the kernel is to stay.
-    line = GaussianProcessRegressor(signal, alpha=error, optimizer=None)  # pyright: ignore[reportArgumentType]
+    line = GaussianProcessRegressor(signal + level, alpha=error, optimizer=None)  # pyright: ignore[reportArgumentType]
     line.fit(x[:, None], y)
     grid = np.linspace(0.0, 1.0, PLACES)
     mean, deviation = map(np.asarray, line.predict(grid[:, None], return_std=True)[:2])

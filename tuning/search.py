@@ -88,6 +88,9 @@ def _told(plan: Plan) -> str:
     lines.append(f"for {wanted}; the best {options.best} on {options.seeds} seed(s) beside the plain student")
     if plan.rungs:
         lines.append(f"stopped early by {options.stopping} at steps {', '.join(map(str, plan.rungs))}")
+    if plan.gate:
+        early = ", ".join(key.name for key in plan.space.keys if key.name not in plan.late) or "settings"
+        lines.append(f"trials with the same {early} begin at step {plan.gate}, from one common warm-up")
     return "\n".join(lines) + "\n"
 
 

@@ -27,6 +27,7 @@ from tuning import objectives
 from tuning.board import Board, shown, summary
 from tuning.conclusion import conclude
 from tuning.desk import Desk
+from tuning.fitting import require_fitting
 from tuning.plan import Plan
 from tuning.population import Population
 from tuning.record import Record
@@ -67,7 +68,7 @@ def search(plan: Plan) -> int:
 
             with shown(board):
                 drive(desk, lambda trial: _job(plan, trial, stores, record, store))
-            found = _concluded(plan, desk, store)
+            found = _concluded(plan, desk, store, stores)
             _report(plan)
             record.close(found, broken=bool(desk.broken))
         except BaseException as error:
@@ -112,11 +113,12 @@ def _prepare(plan: Plan, configs: list[RunConfig]) -> None:
         folder = build.split_folder(config, "val")
         if lines := objectives.lacking(config, plan.options.wanted, objectives.records(folder)):
             raise ConfigError("\n".join(lines))
+    require_fitting(plan, lambda config: build.open_val(config).dataset.categories)
     stores = _stores(configs)
     for config in configs:
         if config.taught:
             require_good_teachers(config)
-            fill_caches(check(overlay(to_tree(config), stores), "caches"))
+            fill_caches(check(overlay(to_tree(config), stores), "caches"), students=plan.trials)
 
 
 def _stores(configs: list[RunConfig]) -> dict[str, Any]:
@@ -242,8 +244,8 @@ def _report(plan: Plan) -> None:
     say(f"report: {write(plan.folder)[0]}")
 
 
-def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
-    """Store the answer, and write the winner's recipe."""
+def _concluded(plan: Plan, desk: Desk, store: TrialStore, stores: Mapping[str, Any]) -> Found:
+    """Store the answer, and write the winner's recipe, which reads the search's own cache."""
     found = store.read()
     # Of a trial that was stopped or refused nobody told its run.
     found = replace(found, trials=tuple(replace(t, run_id=t.run_id or run_id_of(plan, t)) for t in found.trials))
@@ -252,7 +254,8 @@ def _concluded(plan: Plan, desk: Desk, store: TrialStore) -> Found:
     store.write(found)
     if found.conclusion is not None:
         best = found.trials[found.conclusion.best]
-        config = check(plan.recipe_of(f"{plan.name}_best", best.seed, best.changes), "the best trial")
+        tree = plan.recipe_of(f"{plan.name}_best", best.seed, best.changes)
+        config = check(overlay(tree, stores if tree.get("distill") else {}), "the best trial")
         write_atomically(plan.folder / BEST, to_recipe(config).encode())
     return found
 

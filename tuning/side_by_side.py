@@ -26,7 +26,8 @@ class Row:
     runs: Mapping[int | None, Tracked]
     """By seed; of several runs with one seed the last."""
     differs: Mapping[str, str]
-    """Its settings that are not the same in all rows; `-` for one that it lacks."""
+    """Its settings that are not the same in all rows; `-` for one that it lacks. A whole section that some rows lack is
+    one entry, `as set` where it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +51,28 @@ def rows(runs: Sequence[Tracked]) -> list[Row]:
     keys = sorted({key for settings in groups for key, _ in settings})
     settings = [dict(group) for group in groups]
     varied = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    names = _folded(varied, settings)
     return [
         Row(
             name=group[0].name,
             runs={run.seed: run for run in group},
-            differs={key: one.get(key, "-") for key in varied},
+            differs={name: (one[key] if name == key else "as set") if key in one else "-" for name, key in names},
         )
         for one, group in zip(settings, groups.values(), strict=True)
     ]
+
+
+def _folded(varied: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """What to show with a key that stands for it: a method or teacher that some runs lack and all others have alike is
+    one line, `distill.scalekd`, not one per setting."""
+    together: dict[tuple[str, tuple[bool, ...]], list[str]] = {}
+    for key in varied:
+        if len({one[key] for one in settings if key in one}) == 1:
+            section = ".".join(key.split(".")[:2])
+            together.setdefault((section, tuple(key in one for one in settings)), []).append(key)
+    folded = {key: section for (section, _), keys in together.items() if len(keys) > 1 for key in keys}
+    told = {folded.get(key, key): key for key in reversed(varied)}
+    return [(name, told[name]) for name in dict.fromkeys(folded.get(key, key) for key in varied)]
 
 
 def require_metrics(told: Sequence[Row], metrics: Sequence[str]) -> None:

@@ -45,20 +45,20 @@ class Filled:
     """Spent now; 0 for a cache that was there."""
 
 
-def fill_caches(config: RunConfig) -> dict[str, Filled]:
-    """Fill or complete the cache of every cached teacher. Ray must be started."""
+def fill_caches(config: RunConfig, *, students: int = 1) -> dict[str, Filled]:
+    """Fill or complete the cache of every cached teacher, for that many `students`. Ray is started."""
     if not config.taught:
         return {}
     train = build.open_train(config)
     student = build.build_student(config, len(train.dataset.categories))
     return {
-        teacher.name: _fill(config, build.load_teacher(teacher, train.dataset.categories), student, train)
+        teacher.name: _fill(config, build.load_teacher(teacher, train.dataset.categories), student, train, students)
         for teacher in config.teachers
         if teacher.cache
     }
 
 
-def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split) -> Filled:
+def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: Split, students: int) -> Filled:
     key, compared = settled_key(config, teacher, student.shapes, train)
     if compared:
         say(f"codecs of teacher {key.teacher}, by what they err on its taps: {'; '.join(compared)}")
@@ -67,7 +67,7 @@ def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: S
         return Filled(place=place, key=key, bytes=_size(place), seconds=0.0)
     began = time.perf_counter()
     if not (folder / MANIFEST).exists():
-        _write(config, key, teacher, student, train, folder)
+        _write(config, key, teacher, student, train, folder, students)
     if is_url(place):
         with progress(f"upload cache {key.teacher}") as report:
             publish(folder, Remote(str(place)), report)
@@ -75,24 +75,26 @@ def _fill(config: RunConfig, teacher: LoadedTeacher, student: Detector, train: S
 
 
 def _write(
-    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path
-) -> None:
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path,
+    students: int,
+) -> None:  # fmt: skip
     writer = CacheWriter(folder, key, train.dataset, train.views)
     pending = [number for number, shard in enumerate(writer.shards) if writer.receipt(shard) is None]
     if len(pending) == len(writer.shards):
-        _announce(config, key, teacher, student, train, folder)
+        _announce(config, key, teacher, student, train, folder, students)
     if pending:
         _run_writers(config, teacher.config.name, [(n, len(writer.shards[n].positions)) for n in pending])
     writer.finish()
 
 
 def _announce(
-    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path
-) -> None:
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path,
+    students: int,
+) -> None:  # fmt: skip
     """Say what it will take before the first byte; NotEnoughSpace where it does not fit."""
     needed = estimate_bytes(key, train.dataset, train.views)
     require_space(folder, needed)
-    verdict = measured_break_even(config, key, teacher, student, train, folder, needed)
+    verdict = measured_break_even(config, key, teacher, student, train, folder, needed, students=students)
     count = len(train.dataset) * train.views.count
     codecs = ", ".join(dict.fromkeys(key.codecs))
     say(f"cache of teacher {key.teacher}: {needed / 1e6:.0f} MB for {count} samples ({codecs}), in {folder}")

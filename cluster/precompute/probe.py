@@ -127,12 +127,13 @@ def epochs_of(config: RunConfig, train: Split) -> int:
 
 
 def measured_break_even(
-    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path, needed: int
-) -> BreakEven:
+    config: RunConfig, key: CacheKey, teacher: LoadedTeacher, student: Detector, train: Split, folder: Path,
+    needed: int, *, students: int,
+) -> BreakEven:  # fmt: skip
     """What is said before a cache is filled, from a moment's measurement by the driver."""
     device = torch.device("cpu")
     speeds, _ = look(config, teacher, student, train, folder, device, batch=key.batch, seconds=0.0)
-    return verdict(config, train, speeds, needed)
+    return verdict(config, train, speeds, needed, students=students)
 
 
 def disk_speed(folder: Path, seconds: float) -> tuple[float, float]:

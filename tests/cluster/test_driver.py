@@ -1,11 +1,13 @@
 """Where a command connects to, and what its workers get beside what the job that it is in was submitted with."""
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from cluster import driver
+from cluster import driver, ray_process
 
 NOTHING: dict[str, Any] = {}
 
@@ -22,7 +24,14 @@ def test_a_command_starts_its_own_ray_and_never_joins_one_that_happens_to_run(mo
 def test_workers_find_the_code_and_set_themselves_up() -> None:
     own = driver._runtime_env(NOTHING)
     assert str(driver.ROOT) in own["env_vars"]["PYTHONPATH"].split(os.pathsep)
-    assert own["worker_process_setup_hook"] is driver.set_up_worker
+    assert own["worker_process_setup_hook"] is ray_process.set_up_worker
+
+
+def test_what_every_process_of_ray_does_first_loads_nothing_heavy() -> None:
+    """Ray starts half a dozen actors of its own per run: torch in each of them was most of what a short run cost."""
+    code = "import sys, cluster.ray_process; print({'torch', 'pydantic', 'pyarrow', 'numpy'} & sys.modules.keys())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=driver.ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
 
 
 def test_what_a_job_was_submitted_with_wins() -> None:
@@ -39,7 +48,7 @@ def test_a_worker_without_a_gpu_says_so_to_deepspeed(
     visible: str, given: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On its own node: the driver's may be another kind of machine."""
-    if driver.Path("/dev/nvidiactl").exists():
+    if ray_process.Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a GPU")
     # Set first, so that what the function sets is undone too.
     for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
@@ -47,6 +56,6 @@ def test_a_worker_without_a_gpu_says_so_to_deepspeed(
         monkeypatch.delenv(name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    driver.set_up_worker()
+    ray_process.set_up_worker()
     assert os.environ.get("DS_ACCELERATOR") == given
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"

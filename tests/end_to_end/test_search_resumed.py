@@ -114,7 +114,7 @@ def test_a_search_whose_driver_is_killed_does_what_is_left_and_nothing_twice(tmp
     assert len(list((tmp_path / "caches").glob("teacher-*"))) == 1
     best = load(tmp_path / f"{NAME}_search" / "best.yaml", {})
     drawn = ended.trials[ended.conclusion.best].settings
-    assert best.distill["scalekd"].alpha == drawn["distill.scalekd.alpha"]
+    assert vars(best.distill["scalekd"])["alpha"] == drawn["distill.scalekd.alpha"]
     _one_record(tmp_path, ended)
 
     # Once more: all is done, and the answer is told again.
@@ -147,25 +147,36 @@ def _one_record(storage: Path, ended: Found) -> None:
 
 @pytest.mark.jobs
 def test_a_trial_whose_process_is_killed_is_continued_by_the_same_driver(tmp_path: Path) -> None:
-    log, settings = tmp_path / "log", ["search.trials=1", "search.seeds=1"]
+    steps = 60
+    log, settings = tmp_path / "log", ["search.trials=1", "search.seeds=1", f"optim.steps={steps}"]
     driver = start(words(tmp_path, *settings), log)
 
     def training() -> bool:
         now = found(tmp_path)
         return now is not None and bool(now.trials) and len(steps_of(tmp_path, now.trials[0])) >= 3
 
-    wait_for(training, driver, log)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    processes = [p for p in family if p.is_running() and "run_trial" in " ".join(p.cmdline())]
-    assert processes, [p.cmdline() for p in family]
-    for each in processes:
-        each.kill()
-    assert driver.wait(PATIENCE) == 0, log.read_text()
+    try:
+        wait_for(training, driver, log)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        # What Ray Tune calls the process of a function.
+        processes = [p for p in family if p.is_running() and p.name().startswith("ray::ImplicitFu")]
+        assert processes, [p.name() for p in family]
+        for each in processes:
+            each.kill()
+        (killed,) = (found(tmp_path) or pytest.fail("no store")).trials
+        assert not (tmp_path / killed.run / "result.json").exists(), "killed too late to test anything"
+        assert driver.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
     ended = found(tmp_path)
     assert ended is not None
     (trial,) = ended.trials
-    assert trial.state == "finished"
-    assert steps_of(tmp_path, trial) == list(range(STEPS))
+    assert (trial.state, trial.starts) == ("finished", 2)
+    assert steps_of(tmp_path, trial) == list(range(steps))
+    assert "goes on from its last checkpoint" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.jobs

@@ -55,6 +55,16 @@ def test_runs_that_differ_by_their_seed_are_one_row(storage: Path) -> None:
 
 
 @pytest.mark.cluster
+def test_a_method_that_a_run_lacks_is_one_line() -> None:
+    """And what differs between those that have it stays a line of its own."""
+    method = {"distill.x.alpha": "1", "distill.x.beta": "2", "distill.x.sdf.on": "c5"}
+    _, one, other = side_by_side.rows(
+        [run("a", 0, 1.0), run("b", 0, 2.0, **method), run("c", 0, 3.0, **method | {"distill.x.alpha": "7"})]
+    )
+    assert one.differs == {"distill.x.alpha": "1", "distill.x": "as set"}
+    assert other.differs == {"distill.x.alpha": "7", "distill.x": "as set"}
+
+
 def test_differences_are_paired_by_seed(storage: Path) -> None:
     plain, taught = rows(storage)
     gains = [2 * (mine - base) for mine, base in zip(TAUGHT, PLAIN, strict=True)]

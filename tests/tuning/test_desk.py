@@ -316,3 +316,14 @@ def test_what_the_warmup_cost_counts_for_its_trials(tmp_path: Path) -> None:
     rows = [{"t": 0, "s": 100, "m": {"time/cpu_s": 2.0}}, {"t": 0, "s": 101, "m": {"val/AP": 1}}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert next(Curve(path, ("AP",), "processor", before=7.0).news())["seconds"] == 9.0
+
+
+def test_a_trial_that_its_driver_begins_again_is_counted_and_still_runs(tmp_path: Path) -> None:
+    desk = driver(plan(tmp_path))
+    trial = started(desk)
+    desk.restarted(trial.number)
+    assert (desk.store.read().trials[0].starts, desk.store.read().trials[0].state) == (2, "running")
+    assert desk.next() == WAIT
+    end(desk, trial, 1.0)
+    desk.restarted(trial.number)
+    assert desk.store.read().trials[0].starts == 2

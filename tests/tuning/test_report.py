@@ -49,7 +49,7 @@ def test_the_page_holds_its_answer_and_asks_for_nothing(tmp_path: Path) -> None:
     assert found.conclusion.sentence[1:] in page.text
     assert "loss is not finite" in page.text
     assert "script" not in page.tags
-    assert page.tags.count("img") == 5 + len(found.search.keys)
+    assert page.tags.count("img") == 6 + len(found.search.keys)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert "://" not in (tmp_path / reporting.PAGE).read_text()
 
@@ -162,6 +162,16 @@ def test_a_smoothed_mean_follows_the_curve_and_its_band_holds_it() -> None:
     assert max(abs(curve.mean - truth)) < 0.5
     assert sum(low <= t <= high for low, t, high in zip(curve.low, truth, curve.high, strict=True)) > 0.7 * len(truth)
     assert abs(curve.at[curve.mean.argmax()] / 1e-2 - 1) < 0.6
+
+
+def test_the_band_of_a_key_that_does_nothing_is_that_of_the_mean() -> None:
+    """A flat line through six points is no surer than their mean: its t-interval, nearly."""
+    values = [10.3, 11.5, 11.2, 12.1, 10.8, 12.0]
+    curve = response.smooth([16, 16, 32, 80, 96, 96], values, log=False)
+    interval_of_mean = response.mean_interval(values)
+    assert curve is not None
+    assert interval_of_mean is not None
+    assert (curve.high - curve.low).min() > 0.6 * (interval_of_mean[1] - interval_of_mean[0])
 
 
 def test_no_curve_is_drawn_through_a_handful_of_points_or_one_place() -> None:

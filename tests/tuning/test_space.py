@@ -220,6 +220,7 @@ def test_a_common_warmup_is_planned_where_keys_act_after_the_gate_alone(tmp_path
     "more",
     [
         {"search.warmup": "own"},
+        {"search.trials": 5},
         {"distill.scalekd.start": 0.0},
         {"space.distill.scalekd.freeze": {"uniform": [0.0, 0.2]}},
         {"space.distill.scalekd.start": {"choice": [0.2, 0.3]}},
@@ -230,3 +231,9 @@ def test_no_common_warmup_where_it_would_spare_nothing(tmp_path: Path, more: dic
     path = tmp_path / "own.yaml"
     path.write_text(TWO_KEYS)
     assert planned("digits_scalekd", path, **(LATE | more)).gate == 0
+
+
+def test_a_common_warmup_that_costs_more_than_it_spares_must_be_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(TWO_KEYS)
+    assert planned("digits_scalekd", path, **(LATE | {"search.trials": 5, "search.warmup": "shared"})).gate == 60
