@@ -113,7 +113,7 @@ def dry_step(bench: Bench, name: str | None) -> Dry:
     student, lessons, assistants = _model(bench, config, name)
     engine = _engine(bench, config, student, lessons)
     lesson = lessons[name][0] if name is not None else None
-    step = 0 if lesson is None else moment_of(lesson.config, config.optim.steps)
+    step = 0 if lesson is None else lesson.config.fullest(config.optim.steps)
     teachers: dict[str, Any] = {key: (lambda batch, taps=taps: taps) for key, taps in bench.looks[0].taught.items()}
     saved = _Saved(engine.distiller)
 
@@ -146,7 +146,7 @@ def terms_with(bench: Bench, name: str, settings: MethodConfig) -> dict[str, flo
     """The lesson's terms at its greatest strength with other settings, without a step."""
     method = name.rpartition("/")[2]
     config = replace(bench.config, distill={**bench.config.distill, method: settings})
-    losses = _mean_losses(bench, config, name, moment_of(settings, config.optim.steps))
+    losses = _mean_losses(bench, config, name, settings.fullest(config.optim.steps))
     return {term: value for term, value in losses.items() if term.startswith("kd/")}
 
 
@@ -185,13 +185,6 @@ def _forward(bench: Bench, config: RunConfig, name: str | None, look: Looked, mo
 def _engine(bench: Bench, config: RunConfig, student: Any, lessons: Any) -> PlainEngine:
     distiller = Distiller(student, lessons).to(bench.device)
     return PlainEngine(distiller, config.optim, World(), config.resources.precision)
-
-
-def moment_of(settings: MethodConfig, steps: int) -> int:
-    """The first step at which the method has its full weight, or the nearest to it."""
-    full = min(settings.start + settings.ramp, settings.stop)
-    step = min(steps - 1, -int(-full * steps // 1))
-    return step if settings.strength(step / steps) > 0 else max(0, min(steps - 1, int(settings.stop * steps) - 1))
 
 
 def _model(bench: Bench, config: RunConfig, name: str | None) -> tuple[Any, Any, Any]:

@@ -12,7 +12,6 @@ import torch
 
 from cluster import build
 from cluster.build import LoadedTeacher, Split
-from cluster.checkup.steps import moment_of
 from cluster.config import RunConfig
 from cluster.precompute.batches import Assembled
 from data_sharding.batch import Batch, Taps
@@ -170,7 +169,7 @@ def _step(
     optim = replace(config.optim, lr=1e-12, accumulate=1)
     distiller = Distiller(student, taught.lessons).to(device)
     engine = PlainEngine(distiller, optim, World(), config.resources.precision)
-    moment = max(moment_of(lesson.config, optim.steps) for lesson, _ in taught.lessons.values())
+    moment = max(lesson.config.fullest(optim.steps) for lesson, _ in taught.lessons.values())
     teachers = {teacher.config.name: lambda _: taps}
     clock = Clock(device)
     return lambda: train_step(engine, [batch], teachers, taught.assistants, optim, moment, World(), clock)

@@ -58,6 +58,12 @@ class MethodConfig:
             return 0.0
         return min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0
 
+    def fullest(self, steps: int) -> int:
+        """The first of `steps` at which the method has its full weight, or the nearest to it."""
+        full = min(self.start + self.ramp, self.stop)
+        step = min(steps - 1, -int(-full * steps // 1))
+        return step if self.strength(step / steps) > 0 else max(0, min(steps - 1, int(self.stop * steps) - 1))
+
     def check_weights(self, *names: str) -> None:
         """Raise ValueError unless these settings are >= 0, or None, which stands for the paper's value."""
         for name in names:
