@@ -5,6 +5,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+RESERVED = 2 * 2**30
+"""Bytes of a disk that are left to logs and to whatever else writes there (5 % of a disk below 40 GiB)."""
+
 
 class NotEnoughSpace(OSError):
     """The disk cannot hold what is about to be written."""
@@ -86,17 +89,18 @@ def break_even(
     )
 
 
-def require_space(folder: Path, needed: int, *, reserve: float = 0.05) -> None:
-    """Raise NotEnoughSpace unless `needed` bytes and `reserve` of the disk stay free where `folder` will be."""
+def require_space(folder: Path, needed: int) -> None:
+    """Raise NotEnoughSpace unless `needed` bytes fit where `folder` will be, with RESERVED bytes or 5 % left over."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     disk = shutil.disk_usage(existing)
-    left = disk.free - int(disk.total * reserve)
+    reserved = min(RESERVED, disk.total // 20)
+    left = disk.free - reserved
     if needed > left:
         raise NotEnoughSpace(
             f"{folder}: {_gib(needed)} are needed, {_gib(disk.free)} of {_gib(disk.total)} are free and "
-            f"{reserve:.0%} stay reserved; free {_gib(needed - left)}, choose another folder or a smaller codec"
+            f"{_gib(reserved)} stay reserved; free {_gib(needed - left)}, choose another folder or a smaller codec"
         )
 
 

@@ -18,7 +18,6 @@ from cluster.checkup import data as checkup_data
 from cluster.checkup import losses as checkup_losses
 from cluster.checkup import machine as checkup_machine
 from cluster.checkup import sizes as checkup_sizes
-from cluster.checkup import steps as checkup_steps
 from cluster.checkup.findings import Finding, close
 from cluster.config import RunConfig, load
 from data_sharding.datasets import digits
@@ -44,8 +43,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
+def disk_of(monkeypatch: pytest.MonkeyPatch, *, total: int, free: int) -> None:
+    usage = shutil.disk_usage("/")._replace(total=total, used=total - free, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
 @pytest.fixture
-def recipe(teacher: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+def recipe(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    disk_of(monkeypatch, total=100 * 2**30, free=50 * 2**30)  # whatever the machine of the tests has left
+
     def make(**more: Any) -> RunConfig:
         places = {"storage": str(tmp_path / "runs"), "teachers.0.weights": str(teacher)}
         return load("digits_scalekd", SMALL | HEALTHY | places | more)
@@ -80,8 +86,7 @@ def test_without_methods_the_student_alone_is_tried(
 def test_a_full_disk(
     recipe: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usage = shutil.disk_usage("/")._replace(total=2_000_000, used=1_000_000, free=1_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    disk_of(monkeypatch, total=2_000_000, free=1_000_000)
     assert doctor.act(recipe()) == 1
     assert "must: disk space" in advice(capsys)
 
@@ -181,7 +186,7 @@ def test_verdicts_on_shares(share: float, assisted: bool, word: str) -> None:
 )  # fmt: skip
 def test_a_method_is_tried_at_its_strongest(settings: dict[str, float], steps: int, step: int) -> None:
     config = MethodConfig(**settings)
-    assert checkup_steps.moment_of(config, steps) == step
+    assert config.fullest(steps) == step
     assert config.strength(step / steps) == max(config.strength(i / steps) for i in range(steps))
 
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ def test_a_view_per_epoch_never_pays_for_one_student() -> None:
         break_even(**(settings | {"gpus": 0}))
 
 
-def test_a_full_disk_is_told_before_writing(tmp_path: Path) -> None:
-    require_space(tmp_path / "not" / "there" / "yet", 0, reserve=0)
-    with pytest.raises(NotEnoughSpace, match=r"1024.00 TiB|1048576.00 GiB are needed, .* GiB of .* GiB are free"):
-        require_space(tmp_path / "not" / "there", 2**50)
+def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    folder = tmp_path / "not" / "there" / "yet"
+    for total, free, left in ((10, 1.5, 1), (250, 6, 4), (4000, 6, 4)):
+        usage = shutil.disk_usage(tmp_path)._replace(total=total * gib, free=int(free * gib))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        require_space(folder, left * gib)
+        with pytest.raises(NotEnoughSpace, match=rf"GiB are needed, {free:.2f} GiB of {total}.00 GiB are free"):
+            require_space(folder, left * gib + 1)
