@@ -4,7 +4,7 @@ import gc
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,14 +126,16 @@ class Ours:
         self.folder: Path | None = stored.folder
         self.count = len(stored.image_ids)
         self._cache: TeacherCache | None = None
+        self._coming: Callable[[], StoredTaps] | None = None
 
     def open(self) -> None:
         self._cache = TeacherCache.open(self.stored.folder, self.stored.key, verify=self.verify)
 
     def read(self, numbers: Sequence[int], then: Sequence[int]) -> Any:
         assert self._cache is not None
-        self._cache.bring(then, [0] * len(then))
-        taps = self._cache.read(numbers, [0] * len(numbers))
+        read = self._coming or self._cache.bring(numbers, [0] * len(numbers))
+        self._coming = self._cache.bring(then, [0] * len(then)) if then else None
+        taps = read()
         return taps.decode(torch.float16) if self.ready else taps
 
     def total(self, found: Any) -> np.uint64:

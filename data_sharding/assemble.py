@@ -66,18 +66,18 @@ class Assembler:
         jittered = self._pixels(len(samples), canvas, self.factor) if jitter_key else None
         factors = dict.fromkeys((self.factor, *self.further_factors))
         clean = {f: self._pixels(len(samples), canvas, f) for f in factors}
-        for cache in self.caches.values():
-            cache.bring([s.position for s in samples], [s.view for s in samples])
+        places = [s.position for s in samples], [s.view for s in samples]
+        reads = {name: cache.bring(*places, pin=self.pin) for name, cache in self.caches.items()}
         jobs = [
             self.pool.submit(self._image, i, s, v, clean, jittered, jitter_key)
             for i, (s, v) in enumerate(zip(samples, views, strict=True))
         ]
-        taps = {name: self.pool.submit(self._taps, cache, samples) for name, cache in self.caches.items()}
+        taps = {name: self.pool.submit(read) for name, read in reads.items()}
 
         def wait() -> Batch:
             labels, found = [job.result() for job in jobs], _results(taps)
             for cache in self.caches.values():
-                cache.require_same_pixels([s.position for s in samples], [s.view for s in samples], clean[1])
+                cache.require_same_pixels(*places, clean[1])
             return replace(self._batch(samples, views, clean, jittered, labels, found), key=key)
 
         return wait
@@ -109,9 +109,6 @@ class Assembler:
             return boxes * self.factor, labels, ignore * self.factor
         except Exception as error:
             raise LoaderError(f"{name} of split {self.dataset.split!r}, view {view.index}: {error}") from error
-
-    def _taps(self, cache: TeacherCache, samples: Sequence[Sample]) -> StoredTaps:
-        return cache.read([s.position for s in samples], [s.view for s in samples], pin=self.pin)
 
     def _batch(
         self,

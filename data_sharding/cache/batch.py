@@ -33,29 +33,33 @@ class BatchCopy:
         self._rows, self._groups, self._sizes = rows, groups, sizes
         self._columns = tuple(zip(*[row.parts for row in rows], strict=True))
         """Where each stretch of the batch comes from, sample by sample."""
-        self._starts, end = list[int](), 0
+        self._starts, lengths, end = list[int](), list[int](), 0
         for column in self._columns:
             self._starts.append(end)
-            end = -(-(end + sum(map(len, column))) // ALIGNED) * ALIGNED
+            lengths.append(sum(map(len, column)))
+            end = -(-(end + lengths[-1]) // ALIGNED) * ALIGNED
         for group in groups:
             self._starts.append(end)
             end += group.codec.sparse * -(-16 * len(rows) * group.count // ALIGNED) * ALIGNED
         self._buffer = buffers.take(end)
         self._memory = self._buffer.numpy()
+        whole = zip(self._columns, self._starts, lengths, strict=False)  # what is behind comes from no file
+        found = [(column, self._memory[start : start + length]) for column, start, length in whole if length]
+        # Backwards: while the values are copied, which takes longest, another thread can prepare the next batch.
+        self._whole = found[::-1]
 
     def copy(self, checked: Collection[int] = ()) -> list[tuple[int, int]]:
         """Copy all samples. Of those whose numbers are in `checked`: the number and the checksum of what now lies in
         the batch."""
         if checked:
             return self._copy_singly(checked)
-        for column, start in zip(self._columns, self._starts, strict=False):  # what is behind comes from no file
-            if length := sum(map(len, column)):
-                # numpy copies read-only mappings without a warning and without holding the interpreter's lock.
-                np.concatenate(column, out=self._memory[start : start + length])
+        for column, out in self._whole:
+            # numpy copies read-only mappings without a warning and without holding the interpreter's lock.
+            np.concatenate(column, out=out)
         return []
 
     def taps(self) -> tuple[TapGroup, ...]:
-        """The taps over the batch's memory, in the order of the groups, once all samples were copied."""
+        """The taps over the batch's memory, in the order of the groups, to be read once all samples were copied."""
         return tuple(self._group(number, group) for number, group in enumerate(self._groups))
 
     def _copy_singly(self, checked: Collection[int]) -> list[tuple[int, int]]:

@@ -6,7 +6,9 @@ training device; `StoredTaps.decode` makes maps of them there.
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +31,9 @@ from data_sharding.staging import Staging
 Verify = Literal["first", "always", "never"]
 T = TypeVar("T")
 BRINGING = 2
-"""Threads that bring in pages ahead of the copy."""
+"""Threads that bring in pages ahead of the copy, and prepare it."""
+WORTH_A_THREAD = 4 * 2**20
+"""Bytes of a batch from which on another thread prepares it; handing over what is smaller costs more than it spares."""
 
 
 class TeacherCache:
@@ -64,6 +68,7 @@ class TeacherCache:
         self._places = list(zip(*columns, strict=True))
         self._number = {file.id: number for number, file in enumerate(self.files)}
         self._buffers = {pin: BatchBuffers(pin=pin) for pin in (False, True)}
+        self._sample_bytes = sum(file.bytes for file in self.files) / len(self._places)
         self._pages = Pages()
         self._bringing = ThreadPoolExecutor(BRINGING, thread_name_prefix="pages")
 
@@ -107,17 +112,20 @@ class TeacherCache:
         All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written; a damaged copy
         of a file that lies elsewhere is fetched again first, once.
         """
-        lines = self._lines(positions, views)
-        return self._healed(lambda: self._read(lines, pin))
+        return self._read(self._lines(positions, views), pin)
 
-    def bring(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> None:
-        """Have threads bring in the pages of samples that will be read soon, where that was not asked for before. What
-        lies elsewhere is fetched whole, by `expect`."""
-        if isinstance(self.shelf, StagedShards):
-            return
-        missing = [line for line in self._lines(positions, views) if not self._is_brought(line)]
-        if missing:
-            self._bringing.submit(self._bring, missing)
+    def bring(
+        self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
+    ) -> Callable[[], StoredTaps]:
+        """`read`, in two steps: threads bring in the pages of these samples, where that was not asked for before, and
+        prepare all that is not the copy itself. The function that comes back, to be called once, waits for them and
+        copies. What lies elsewhere is fetched whole, by `expect`.
+        """
+        lines = self._lines(positions, views)
+        small = len(lines) * self._sample_bytes < WORTH_A_THREAD and all(map(self._is_brought, lines))
+        if small or isinstance(self.shelf, StagedShards):
+            return partial(self._read, lines, pin)
+        return partial(self._read_brought, lines, pin, self._bringing.submit(self._bring, lines, pin))
 
     def require_same_pixels(self, positions: Sequence[int], views: Sequence[int], images: Tensor) -> None:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
@@ -177,16 +185,27 @@ class TeacherCache:
                             raise
 
     def _read(self, lines: list[int], pin: bool) -> StoredTaps:
-        rows = self._rows(lines)
+        return self._healed(lambda: self._copied(self._prepared(lines, self._rows(lines), pin)))
+
+    def _read_brought(self, lines: list[int], pin: bool, brought: "Future[Prepared]") -> StoredTaps:
+        try:
+            return self._copied(brought.result())
+        except (ShardCorrupt, CancelledError):
+            return self._read(lines, pin)
+
+    def _prepared(self, lines: list[int], rows: list[StoredRow], pin: bool) -> "Prepared":
         canvas, *others = {row.canvas[:2] for row in rows}
         if others:
             found = sorted([canvas, *others])
             raise ValueError(f"a batch must have one canvas, these {len(rows)} samples have {found}")
-        batch = BatchCopy(rows, self.key.groups, self._sizes[canvas], self._buffers[pin])
-        for number, found in batch.copy(self._unchecked(lines)):
-            self._require_checksum(lines[number], rows[number].checksum, found)
-            self._verified[lines[number]] = 1
-        return self.key.stored(batch.taps())
+        copy = BatchCopy(rows, self.key.groups, self._sizes[canvas], self._buffers[pin])
+        return Prepared(lines, rows, copy, self.key.stored(copy.taps()))
+
+    def _copied(self, batch: "Prepared") -> StoredTaps:
+        for number, found in batch.copy.copy(self._unchecked(batch.lines)):
+            self._require_checksum(batch.lines[number], batch.rows[number].checksum, found)
+            self._verified[batch.lines[number]] = 1
+        return batch.taps
 
     def _unchecked(self, lines: list[int]) -> Sequence[int]:
         """Which of these samples have to be checked as they are read."""
@@ -227,22 +246,31 @@ class TeacherCache:
             file, got = self.files[shard], f"{found:016x} (the row says {stored:016x})"
             raise ShardCorrupt(file.path, file.id, row, (image_id, view), f"xxh3_64 {expected:016x}", got)
 
+    def _bring(self, lines: list[int], pin: bool) -> "Prepared":
+        rows = self._rows(lines)
+        for line, row in zip(lines, rows, strict=True):
+            shard, number, _, _ = self._places[line]
+            mapped = self.shards.mapped(shard)
+            if mapped is not None and not mapped.brought[number]:
+                mapped.brought[number] = 1
+                self._pages.bring(row.values)
+        return self._prepared(lines, rows, pin)
+
     def _is_brought(self, line: int) -> bool:
         shard, row, _, _ = self._places[line]
         mapped = self.shards.mapped(shard)
         return mapped is not None and bool(mapped.brought[row])
 
-    def _bring(self, lines: list[int]) -> None:
-        for line in lines:
-            shard, number, image_id, view = self._places[line]
-            try:
-                mapped = self.shards.shard(shard)
-                if not mapped.brought[number]:
-                    mapped.brought[number] = 1
-                    self._pages.bring(mapped.row(number, (image_id, view)).values)
-            except ShardCorrupt:
-                # Whoever reads this sample is told; here nobody listens.
-                continue
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch that wants nothing but the copy of its bytes."""
+
+    lines: list[int]
+    rows: list[StoredRow]
+    copy: BatchCopy
+    taps: StoredTaps
+    """Over memory that `copy` fills."""
 
 
 def _reopen(
