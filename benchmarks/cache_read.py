@@ -48,7 +48,6 @@ CANVAS = {"above": (768, 1408), "below": (256, 256)}
 BATCH = {"above": 8, "below": 4}
 LEAST = 64
 """Samples of the large working set."""
-COLUMNS = ("bytes", "cold", "first", "mapped", "by CPU", "verified", "p50 ms", "p99 ms", "p99/p50", "by CPU", "rounds")
 ONE_BY_ONE = 256
 """Reads that p50 and p99 are taken from, in each round."""
 
