@@ -71,7 +71,7 @@ class LookAhead:
 
     def _uses(self, epoch: int) -> Uses:
         rows = self._order.epoch(epoch)[:, rank_slice(self._order.batch, self._world)]
-        shards = self._cache.shards_of(rows, view_of(self._groups[rows], epoch, self._views)).ravel()
+        shards = self._cache.index.shards(rows, view_of(self._groups[rows], epoch, self._views)).ravel()
         found, first = np.unique(shards, return_index=True)
         last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
         by_use = np.argsort(first)

@@ -18,6 +18,7 @@ from torch import Tensor
 from data_sharding.batch import StoredTaps
 from data_sharding.cache.batch import BatchCopy
 from data_sharding.cache.buffers import BatchBuffers
+from data_sharding.cache.index import Index
 from data_sharding.cache.key import COMMAND, CacheKey, library_versions
 from data_sharding.cache.mapping import MappedShard, MappedShards, ShardFile
 from data_sharding.cache.opening import open_shelf, read_index, read_manifest
@@ -59,16 +60,12 @@ class TeacherCache:
         self.shelf = open_shelf(folder, names, self.files, staging)
         self.shards = MappedShards(self.shelf, key, limit=open_shards)
         self._healing = threading.Lock()
-        self._index = read_index(folder, manifest["index"])
-        self._line = np.full((manifest["views"], manifest["images"]), -1, np.int64)
-        self._line[self._index["view"], self._index["position"]] = np.arange(len(self._index["row"]))
-        self._verified, self._replayed = (bytearray(len(self._index["row"])) for _ in range(2))
+        self.index = Index(folder, read_index(folder, manifest["index"]), manifest["images"], manifest["views"])
+        self._verified, self._replayed = (bytearray(len(self.index)) for _ in range(2))
         self._sizes = {(h, w): self.layout.sizes((h, w)) for h, w in key.canvases}
-        columns = (self._index[name].tolist() for name in ("shard", "row", "image_id", "view"))
-        self._places = list(zip(*columns, strict=True))
         self._number = {file.id: number for number, file in enumerate(self.files)}
         self._buffers = {pin: BatchBuffers(pin=pin) for pin in (False, True)}
-        self._sample_bytes = sum(file.bytes for file in self.files) / len(self._places)
+        self._sample_bytes = sum(file.bytes for file in self.files) / len(self.index)
         self._pages = Pages()
         self._bringing = ThreadPoolExecutor(BRINGING, thread_name_prefix="pages")
 
@@ -102,7 +99,7 @@ class TeacherCache:
 
     def __len__(self) -> int:
         """The number of samples: images times views."""
-        return len(self._verified)
+        return len(self.index)
 
     def read(
         self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
@@ -112,7 +109,7 @@ class TeacherCache:
         All samples must share a canvas. Raises ShardCorrupt for a sample that is not what was written; a damaged copy
         of a file that lies elsewhere is fetched again first, once.
         """
-        return self._read(self._lines(positions, views), pin)
+        return self._read(self.index.lines(positions, views), pin)
 
     def bring(
         self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray, *, pin: bool = False
@@ -121,7 +118,7 @@ class TeacherCache:
         prepare all that is not the copy itself. The function that comes back, to be called once, waits for them and
         copies. What lies elsewhere is fetched whole, by `expect`.
         """
-        lines = self._lines(positions, views)
+        lines = self.index.lines(positions, views)
         small = len(lines) * self._sample_bytes < WORTH_A_THREAD and all(map(self._is_brought, lines))
         if small or isinstance(self.shelf, StagedShards):
             return partial(self._read, lines, pin)
@@ -131,7 +128,7 @@ class TeacherCache:
         """Compare (B, 3, H, W) uint8 renderings at the student's resolution with what was kept of them beside the
         teacher's taps: each sample once in this process, none with `verify` never. Raises ReplayDiffers."""
         for position, view, image in zip(positions, views, images, strict=True):
-            line = int(self._line[view, position])
+            (line,) = self.index.lines([position], [view])
             if self.verify == "never" or self._replayed[line]:
                 continue
             (sample,) = self._healed(lambda one=line: self._rows([one]))
@@ -150,10 +147,6 @@ class TeacherCache:
         for shard in range(len(self.files)):
             self.shelf.take(shard).require_content()
             self.shelf.put_back(shard)
-
-    def shards_of(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """The number of the shard that holds each sample, in the shape of the arguments."""
-        return self._index["shard"][self._line[views, positions]]
 
     def expect(self, shards: Sequence[int]) -> None:
         """These shards will be read soon, the first one first: fetch them, where they lie elsewhere."""
@@ -214,25 +207,12 @@ class TeacherCache:
         every = self.verify == "always"
         return [number for number, line in enumerate(lines) if every or not self._verified[line]]
 
-    def _lines(self, positions: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray) -> list[int]:
-        """The index's line of each sample."""
-        images, count, table = self._line.shape[1], self._line.shape[0], self._line
-        lines = []
-        for position, view in zip(positions, views, strict=True):
-            line = table.item(view, position) if 0 <= view < count and 0 <= position < images else -1
-            if line < 0:
-                raise IndexError(
-                    f"{self.folder} has no image {position} in view {view}; it holds {images} images in {count} view(s)"
-                )
-            lines.append(line)
-        return lines
-
     def _rows(self, lines: list[int]) -> list[StoredRow]:
         """What is short in these samples, and where the rest is mapped."""
         open_shards: dict[int, MappedShard] = {}
         rows = []
         for line in lines:
-            shard, row, image_id, view = self._places[line]
+            shard, row, image_id, view = self.index.places[line]
             mapped = open_shards.get(shard)
             if mapped is None:
                 mapped = open_shards[shard] = self.shards.shard(shard)
@@ -240,16 +220,16 @@ class TeacherCache:
         return rows
 
     def _require_checksum(self, line: int, stored: int, found: int) -> None:
-        expected = int(self._index["checksum"][line])
+        expected = self.index.checksum(line)
         if not expected == stored == found:
-            shard, row, image_id, view = self._places[line]
+            shard, row, image_id, view = self.index.places[line]
             file, got = self.files[shard], f"{found:016x} (the row says {stored:016x})"
             raise ShardCorrupt(file.path, file.id, row, (image_id, view), f"xxh3_64 {expected:016x}", got)
 
     def _bring(self, lines: list[int], pin: bool) -> "Prepared":
         rows = self._rows(lines)
         for line, row in zip(lines, rows, strict=True):
-            shard, number, _, _ = self._places[line]
+            shard, number, _, _ = self.index.places[line]
             mapped = self.shards.mapped(shard)
             if mapped is not None and not mapped.brought[number]:
                 mapped.brought[number] = 1
@@ -257,7 +237,7 @@ class TeacherCache:
         return self._prepared(lines, rows, pin)
 
     def _is_brought(self, line: int) -> bool:
-        shard, row, _, _ = self._places[line]
+        shard, row, _, _ = self.index.places[line]
         mapped = self.shards.mapped(shard)
         return mapped is not None and bool(mapped.brought[row])
 

@@ -163,7 +163,7 @@ def test_the_first_read_is_verified_always_every_read_and_never_none(cache_folde
         TeacherCache.open(cache_folder, key, verify="often")  # type: ignore[arg-type]  # refused
     path = shard_files(cache_folder)[0]
     caches = {v: TeacherCache.open(cache_folder, key, verify=v) for v in ("first", "always", "never")}
-    line = caches["first"]._index
+    line = caches["first"].index.columns
     position = int(line["position"][0])
     for cache in caches.values():
         cache.read([position], [0])

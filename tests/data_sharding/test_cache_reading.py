@@ -158,7 +158,7 @@ def test_pages_that_are_expected_are_brought_in_once(cache_folder: Path, key: Ca
     populated = [(address, length) for address, length, advice in asked if advice == MADV_POPULATE_READ]
     assert len(populated) == len(set(populated)) == 2
     assert all(address % mmap.PAGESIZE == 0 for address, _ in populated)
-    row = cache._rows(cache._lines(positions, [0, 0]))[0]
+    row = cache._rows(cache.index.lines(positions, [0, 0]))[0]
     begin, end = row.values.ctypes.data, row.values.ctypes.data + len(row.values)
     assert any(address <= begin and end <= address + length for address, length in populated)
 
@@ -241,8 +241,8 @@ def test_bytes_that_change_after_a_row_was_read_are_noticed_where_every_read_is_
     write(tmp_path, key, dataset, views)
     cache = TeacherCache.open(tmp_path, key, verify="always")
     for position in range(len(dataset)):
-        (line,) = cache._lines([position], [0])
-        (row,), path = cache._rows([line]), Path(cache.files[cache._places[line][0]].path)
+        (line,) = cache.index.lines([position], [0])
+        (row,), path = cache._rows([line]), Path(cache.files[cache.index.places[line][0]].path)
         content, stretch = bytearray(path.read_bytes()), getattr(row, part)
         if content.count(stretch.tobytes()) != 1:
             continue  # not of this sample alone

@@ -173,9 +173,9 @@ def test_a_sample_that_disagrees_with_the_index_at_the_source_too_is_an_error(
     cache_folder: Path, url: str, key: CacheKey, staging: Staging, fetched: Any
 ) -> None:
     cache = TeacherCache.open(url, key, staging=staging)
-    cache._index["checksum"] = cache._index["checksum"] ^ 1
+    cache.index.columns["checksum"] = cache.index.columns["checksum"] ^ 1
     with pytest.raises(ShardCorrupt, match=r"row 0, \(image id, view\) .* expected xxh3_64"):
-        cache.read([int(cache._index["position"][0])], [int(cache._index["view"][0])])
+        cache.read([int(cache.index.columns["position"][0])], [int(cache.index.columns["view"][0])])
 
 
 def test_the_loader_gives_the_same_batches_within_the_limit(
@@ -231,7 +231,7 @@ def _alive(used: list[int], epoch_of: list[int], step: int) -> set[int]:
 def _shard(cache: TeacherCache, order: Order, dataset: PackedDataset, views: ViewTable, world: World, step: int) -> int:
     epoch, row = order.global_batch(step)
     mine = order.rank_rows(row, world)
-    (shard,) = cache.shards_of(mine, view_of(dataset.groups[mine], epoch, views.count))
+    (shard,) = cache.index.shards(mine, view_of(dataset.groups[mine], epoch, views.count))
     return int(shard)
 
 

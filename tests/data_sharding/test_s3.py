@@ -59,10 +59,10 @@ def test_a_damaged_object_is_told_by_its_url_after_two_downloads(
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "damaged").write_bytes(damaged)
     Remote(URL).put(tmp_path / "damaged", str(cache.files[0].path).removeprefix(f"{URL}/"))
-    line = int(np.flatnonzero(cache._index["shard"] == 0)[0])
+    line = int(np.flatnonzero(cache.index.columns["shard"] == 0)[0])
     s3.done.clear()
     with pytest.raises(SourceCorrupt, match=f"{URL}/{name}.*with xxh3_128 {cache.files[0].xxh3_128}, got xxh3_128"):
-        cache.read([int(cache._index["position"][line])], [int(cache._index["view"][line])])
+        cache.read([int(cache.index.columns["position"][line])], [int(cache.index.columns["view"][line])])
     assert s3.done == ["served", "served"]
     cache.close()
 
