@@ -123,7 +123,8 @@ def trained_teacher(
     if not (folder / exports.FACTS).exists():
         backbone = mobilenetv2.Config(norm="frozen", weights=str(weights))
         config = fcos.Config(backbone=backbone, width=64, head_depth=1, levels=(4, 5, 6), bins=16)
-        optim = optim_config(max(steps, 1))
+        # At the full rate the backbone's deepest stage would end up with one answer for all images.
+        optim = replace(optim_config(max(steps, 1)), backbone_lr=0.1)
         room = Classroom(config, built(config, len(categories), CPU), len(categories), None, None, optim, CPU)
         for step in range(steps):
             room.step(_enlarged(batches[step % len(batches)]), Taps(), step)
@@ -146,6 +147,13 @@ def lecture(student: fcos.Config, teacher: Detector, batches: Sequence[Batch]) -
     c5 = [taps.c5 for taps in seen if taps.c5 is not None]
     pyramid = tuple(torch.cat(level) for level in zip(*(taps.pyramid for taps in seen), strict=True))
     return Lecture(batches=batches, taps=Taps(torch.cat(c5) if c5 else None, pyramid))
+
+
+def seen_apart(taps: Taps) -> dict[str, float]:
+    """The share of each map's energy that differs from image to image: with none, there is nothing to teach there."""
+    maps = {f"level {number}": level for number, level in enumerate(taps.pyramid)}
+    maps |= {} if taps.c5 is None else {"c5": taps.c5}
+    return {name: ((x - x.mean(dim=0)).square().sum() / x.square().sum()).item() for name, x in maps.items()}
 
 
 def optim_config(steps: int) -> OptimConfig:

@@ -163,11 +163,8 @@ class Assistant(base.Assistant):
         return self.config.decoder.rate(progress)
 
     def watch(self, scene: Scene) -> tuple[Tensor, ...]:
-        pyramid, settings, objects = (
-            scene.teacher.pyramid,
-            self.config.inquiry,
-            _small_objects(self.config, scene.batch),
-        )
+        pyramid, settings = scene.teacher.pyramid, self.config.inquiry
+        objects = _small_objects(self.config, scene.batch)
         logits = {i: self.head(pyramid[i]) for i in sorted({inquiring for inquiring, _ in self.pairs})}
         erred = [objects.focal(x, self.strides[i], settings) for i, x in logits.items()]
         erred = [settings.weight * x for x in erred]
