@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.classroom import every_method
 from benchmarks.learning import FALL, SHUFFLED, check, total
-from benchmarks.lecture import hit_uav, lecture, pupil, real_batches, seen_apart, trained_teacher
+from benchmarks.lecture import hit_uav, lecture, pupil, real_batches, trained_teacher
 from benchmarks.plain_run import keep_freed_memory
 from benchmarks.store import Store, fingerprint
 from data_sharding.datasets import coco
@@ -34,6 +34,7 @@ from kd.detectors import fcos
 from kd.detectors.base import Detector
 from kd.methods import clsd, hkd
 from kd.methods.base import MethodConfig
+from kd.sight import told_apart
 
 ROOT = Path(__file__).parent.parent
 IMAGENET = (981, 817, 671, 675)
@@ -80,7 +81,8 @@ def _add_rows(store: Store, options: argparse.Namespace) -> None:
     )
     student = pupil(config, options.weights)
     lectures = [lecture(student, teacher, batches) for batches in (learnt, unseen)]
-    apart = ", ".join(f"{name} {share:.0%}" for name, share in seen_apart(lectures[0].taps).items())
+    strides = tuple(2**level for level in student.levels)
+    apart = ", ".join(f"{name} {share:.0%}" for name, share in told_apart([lectures[0].taps], strides).items())
     print(f"of what the teacher sees, this differs from image to image: {apart}", flush=True)
     done = {row["method"] for row in store.read()["rows"]}
     # CLSD last: its classifier looks at every crop in every step.

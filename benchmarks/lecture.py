@@ -149,13 +149,6 @@ def lecture(student: fcos.Config, teacher: Detector, batches: Sequence[Batch]) -
     return Lecture(batches=batches, taps=Taps(torch.cat(c5) if c5 else None, pyramid))
 
 
-def seen_apart(taps: Taps) -> dict[str, float]:
-    """The share of each map's energy that differs from image to image: with none, there is nothing to teach there."""
-    maps = {f"level {number}": level for number, level in enumerate(taps.pyramid)}
-    maps |= {} if taps.c5 is None else {"c5": taps.c5}
-    return {name: ((x - x.mean(dim=0)).square().sum() / x.square().sum()).item() for name, x in maps.items()}
-
-
 def optim_config(steps: int) -> OptimConfig:
     """How everyone learns here."""
     return OptimConfig(optimizer="adamw", lr=1e-3, weight_decay=0.0, batch=BATCH, steps=steps, warmup=0, clip_norm=10.0)

@@ -7,10 +7,13 @@ from cluster import build
 from cluster.checkup.findings import Area, Finding, Verdict
 from cluster.checkup.steps import Bench, Dry, dry_step, terms_with
 from kd.methods.base import MethodConfig
+from kd.sight import told_apart
 
 HEALTHY = (0.05, 0.30)
 """A distillation term's share of the task loss."""
 TARGET = 0.15
+APART = 0.01
+"""The least share of a teacher's map that should differ from image to image."""
 NOTHING = 0.002
 """A term below this that comes through an assistant has not begun: an assistant starts as the student itself."""
 
@@ -18,7 +21,7 @@ NOTHING = 0.002
 def examine(bench: Bench) -> tuple[Area, list[Dry]]:
     """A dry step of every lesson, or of the plain student; the findings, and what the steps showed."""
     names = _lessons(bench)
-    findings: list[Finding] = []
+    findings = [_sight(bench, teacher) for teacher in bench.loaded]
     rows: list[dict[str, object]] = []
     steps: list[Dry] = []
     for name in names or [None]:
@@ -40,6 +43,23 @@ def examine(bench: Bench) -> tuple[Area, list[Dry]]:
     images = sum(len(look.batch) for look in bench.looks)
     title = f"terms with the first weights, {images} images, each method at its full strength"
     return Area(title="losses", findings=findings, tables=[(title, rows)] if rows else []), steps
+
+
+def _sight(bench: Bench, teacher: str) -> Finding:
+    """What this teacher tells apart, of all that is read of it."""
+    shares = told_apart([look.taught[teacher] for look in bench.looks], bench.strides)
+    told = ", ".join(f"{name} {value:.2g}" for name, value in ((n, 100 * s) for n, s in shares.items()))
+    blind = [name for name, value in shares.items() if value < APART]
+    change = (
+        f"{' and '.join(blind)} of this teacher hardly differ(s) from image to image, so what reads only that teaches "
+        "nothing of an image; train the teacher with a smaller optim.backbone_lr, or take another tap (scalekd: sdf.on)"
+    )
+    return Finding(
+        check=f"sight of {teacher}",
+        found=f"% of each map that differs from image to image: {told or 'one image a batch cannot tell'}",
+        verdict="warn" if blind else "ok",
+        change=change if blind else None,
+    )
 
 
 def task_loss(losses: Mapping[str, float]) -> float:

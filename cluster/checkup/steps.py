@@ -47,6 +47,8 @@ class Bench:
     looks: Sequence[Looked]
     loaded: Mapping[str, LoadedTeacher]
     classes: int
+    strides: tuple[int, ...]
+    """Of the student's pyramid, in pixels."""
 
     @property
     def batch(self) -> Batch:
@@ -87,7 +89,7 @@ def lay_bench(config: RunConfig, sample: Sample, loaded: Mapping[str, LoadedTeac
     with _loader(config, sample, loaded, count) as loader, _as_in_a_run(config):
         batches = [next(loader)[0].to(device) for _ in range(BATCHES)]
         looks = [Looked(batch=b, taught={name: teacher(b) for name, teacher in teachers.items()}) for b in batches]
-    return Bench(config=config, device=device, looks=looks, loaded=loaded, classes=classes)
+    return Bench(config=config, device=device, looks=looks, loaded=loaded, classes=classes, strides=shapes.strides)
 
 
 def _loader(config: RunConfig, sample: Sample, loaded: Mapping[str, LoadedTeacher], count: int) -> Loader:

@@ -73,6 +73,8 @@ def test_a_sound_recipe_has_nothing_that_must_change(
         assert f"\n{area}" in f"\n{told}", area
     assert "pkd/feat" in told
     assert "FAIL" not in told
+    assert "sight of teacher" in told.partition("What to change")[0]
+    assert "sight of teacher" not in told.partition("What to change")[2]
     assert not (tmp_path / "runs").exists(), "the doctor leaves nothing behind"
 
 
@@ -101,6 +103,21 @@ def test_a_teacher_of_other_classes(
     told = advice(capsys)
     assert "must: teacher teacher" in told
     assert "0: data set '0', teacher 'digit 0'" in told
+
+
+def test_a_teacher_that_sees_the_same_in_every_image(
+    recipe: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = fcos.Config(backbone=MobileNet(width_mult=0.25, norm="group"), width=32, head_depth=1, levels=(3, 4, 5))
+    blind = fcos.build(settings, 10)
+    with torch.no_grad():
+        for convolution in (module for module in blind.fpn.modules() if isinstance(module, torch.nn.Conv2d)):
+            convolution.weight.zero_()
+            assert convolution.bias is not None
+            convolution.bias.fill_(3.0)
+    weights = student.save(blind, settings, digits.categories(digits.Config()), tmp_path / "blind")
+    assert doctor.act(recipe(**{"teachers.0.weights": str(weights)})) == 0, "a warning does not fail"
+    assert "should: sight of teacher: P3 and P4 and P5 of this teacher" in advice(capsys)
 
 
 def test_missing_weights(recipe: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
