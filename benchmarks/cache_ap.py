@@ -19,7 +19,9 @@ import torch
 from benchmarks import hit_uav
 from benchmarks.hit_uav_presets import Preset, presets
 from benchmarks.paired import table
-from benchmarks.plain_run import Setup, Teaching, fill_cache, keep_freed_memory, train
+from benchmarks.plain_run import train
+from benchmarks.plain_setup import Setup, Teaching, keep_freed_memory
+from benchmarks.plain_teaching import fill_cache
 from benchmarks.store import Store, fingerprint
 from kd.methods import fgfi
 from kd.methods.base import MethodConfig

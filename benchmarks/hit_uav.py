@@ -17,7 +17,9 @@ import torch
 
 from benchmarks.hit_uav_presets import Preset, doubled, presets
 from benchmarks.paired import table
-from benchmarks.plain_run import Run, Setup, Teaching, evaluate, fill_cache, keep_freed_memory, train
+from benchmarks.plain_run import Run, evaluate, train
+from benchmarks.plain_setup import Setup, Teaching, keep_freed_memory
+from benchmarks.plain_teaching import fill_cache
 from benchmarks.store import Store, fingerprint
 from data_sharding.datasets import coco
 from kd import student as student_files

@@ -27,7 +27,7 @@ import torch
 from benchmarks.classroom import every_method
 from benchmarks.learning import FALL, SHUFFLED, check, total
 from benchmarks.lecture import hit_uav, lecture, pupil, real_batches, trained_teacher
-from benchmarks.plain_run import keep_freed_memory
+from benchmarks.plain_setup import keep_freed_memory
 from benchmarks.store import Store, fingerprint
 from data_sharding.datasets import coco
 from kd.detectors import fcos

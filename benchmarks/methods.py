@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.classroom import FACTOR, Classroom, built, every_method, looked
-from benchmarks.plain_run import keep_freed_memory
+from benchmarks.plain_setup import keep_freed_memory
 from data_sharding.batch import Batch, Geometry, Taps
 from data_sharding.files import write_atomically
 from kd.backbones import mobilenetv2, resnet

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plain_run import keep_freed_memory
+from benchmarks.plain_setup import keep_freed_memory
 from cluster import build
 from cluster import config as recipes
 from cluster.build import Split

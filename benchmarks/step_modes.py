@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plain_run import TEACHER, Setup, Split, build_detector, live_factors, taught
+from benchmarks.plain_setup import Setup, Split, build_detector
+from benchmarks.plain_teaching import TEACHER, live_factors, taught
 from data_sharding.batch import Batch, StoredTaps
 from data_sharding.cache.reader import TeacherCache
 from data_sharding.codecs.catalogue import TapGroup

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.plain_run import Setup, Split, Teaching, build_detector, open_split
+from benchmarks.plain_setup import Setup, Split, Teaching, build_detector, open_split
 from benchmarks.step_modes import Contestant, Mode
 from data_sharding.datasets import digits
 from data_sharding.files import write_atomically

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.hit_uav_presets import Preset, presets
-from benchmarks.plain_run import Setup, Split, Teaching, build_detector, fill_cache, keep_freed_memory, open_split
+from benchmarks.plain_setup import Setup, Split, Teaching, build_detector, keep_freed_memory, open_split
+from benchmarks.plain_teaching import fill_cache
 from benchmarks.step_modes import Contestant, Mode
 from cluster import build
 from cluster.precompute.ahead import AheadOfWriting, give_way
