@@ -130,6 +130,10 @@ def _told(row: Mapping[str, Any]) -> Iterator[str]:
     falls = f"{total(row['new']):>9.3g} {row['fall']:>6.0%} {total(row['before']):>9.3g} {row['settled_fall']:>6.0%}"
     seen = f"{row['held_out']:>9.0%} {row['removed']:>11.0%}"
     yield f"{name:12} {falls} {seen} {row['seconds']:>5.0f}  {row['verdict']}"
+    if row["verdict"] != "passes":
+        for term in row["new"]:
+            before, right, wrong = (row[f"held_out_{when}"][term] for when in ("before", "after", "shuffled"))
+            yield f"{'':12} {term} on images held out: {before:.3g} settled, {right:.3g} then, shuffled {wrong:.3g}"
 
 
 if __name__ == "__main__":
