@@ -8,6 +8,7 @@ method must fail.
 import argparse
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -107,11 +108,19 @@ def _test(copy: Path, method: str) -> None:
     sys.dont_write_bytecode = True
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
-    own = ["-x", "-q", "-p", "no:cacheprovider", f"tests/kd/test_{method}.py"]
-    code = pytest.main(own)
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *_tests_of(method)])
     if code == pytest.ExitCode.OK:
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "tests/kd/test_methods.py", "-k", method])
     os._exit(code)
+
+
+def _tests_of(method: str) -> list[str]:
+    """Its own file; for a method that has none, every file of tests that imports it."""
+    folder = Path("tests") / "kd"
+    if (folder / f"test_{method}.py").exists():
+        return [str(folder / f"test_{method}.py")]
+    imports = re.compile(rf"from kd\.methods import [^\n]*\b{method}\b|from kd\.methods\.{method} import")
+    return sorted(str(path) for path in folder.glob("test_*.py") if imports.search(path.read_text()))
 
 
 if __name__ == "__main__":

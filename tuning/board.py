@@ -157,7 +157,7 @@ def _ended(found: Found) -> list[Trial]:
 
 def _cells(trial: Trial, plan: Plan) -> list[str]:
     value = trial.value(plan.options.wanted[0].name)
-    step = f"{trial.last.step if trial.last else 0}/{plan.steps}"
+    step = f"{trial.last.step if trial.last else 0}/{plan.timing.steps}"
     return [str(trial.number), str(trial.seed), step, "-" if value is None else f"{value:.2f}", _settings(trial)]
 
 

@@ -55,7 +55,7 @@ class Desk:
         if trial.state in ENDED or (trial.last is not None and point.step <= trial.last.step):
             return trial.why if trial.state == "stopped" else None
         trial = self._put(replace(trial, curve=(*trial.curve, point)))
-        if trial.role != "search" or point.step >= self.plan.steps:
+        if trial.role != "search" or point.step >= self.plan.timing.steps:
             return None
         why = self.stopping.why_stop(trial, self.found.of_role("search"))
         if why is not None:
@@ -122,13 +122,13 @@ class Desk:
     def _drawn(self, settings: Mapping[str, Any]) -> Trial | None:
         """The trial of these settings, or the warm-up that it needs first; None while that one runs."""
         trial = self._searched(settings)
-        if not self.plan.gate:
+        if not self.plan.timing.gate:
             return trial
         early = self.plan.early(trial.changes)
         warm = next((t for t in self.found.of_role("warmup") if self.plan.early(t.changes) == early), None)
         if warm is None:
             run = f"{self.plan.name}_warmup{trial.number:03d}"
-            return replace(trial, role="warmup", run=run, until=self.plan.gate)
+            return replace(trial, role="warmup", run=run, until=self.plan.timing.gate)
         if warm.state not in ENDED:
             return None
         return replace(trial, origin=warm.number) if warm.state == "finished" else trial

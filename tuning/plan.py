@@ -1,7 +1,6 @@
 """What a search is to do, from a recipe and a space, with all mistakes in one message before anything starts."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,15 +13,12 @@ from tuning import objectives
 from tuning import space as spaces
 from tuning.options import SearchConfig
 from tuning.space import Space
+from tuning.timing import Timing, timing
 
 FIXED = ("name", "seed", "storage", "tracking", "resources")
 """Settings that a space cannot search: they are the search's own, or change nothing that is learnt."""
 FEW = 24
 """Trials that are drawn unless told otherwise."""
-START = 100
-"""Steps that take about as long as the start and the end of a run: half a minute of processes, imports and records."""
-CHANGING = ("optim.lr", "optim.weight_decay", "optim.backbone_lr", "optim.clip_norm")
-"""Settings of the optimizer that a population may change."""
 CACHED = ("data", "views")
 """What data and caches are made for: one value, or a few."""
 
@@ -40,17 +36,7 @@ class Plan:
     tree: Mapping[str, Any]
     """The recipe with all that is the same in every trial."""
     trials: int
-    steps: int
-    grace: int
-    """Steps before which no trial is stopped."""
-    rungs: tuple[int, ...]
-    """Steps at which ASHA looks; none without it."""
-    late: frozenset[str] = frozenset()
-    """Keys that change nothing before step `gate`."""
-    ends: tuple[int, ...] = ()
-    """Where a population's generations rest."""
-    gate: int = 0
-    """Steps that trials with the same other keys share; 0: none."""
+    timing: Timing
 
     @property
     def folder(self) -> Path:
@@ -64,7 +50,7 @@ class Plan:
     def early(self, changes: Mapping[str, Any]) -> str:
         """What decides a trial's steps before the gate, as text. Of a late key that is whether it is there at all: a
         weight of 0 or null may leave modules out."""
-        kept = {k: v if k not in self.late or v in (0, None) else "late" for k, v in changes.items()}
+        kept = {k: v if k not in self.timing.late or v in (0, None) else "late" for k, v in changes.items()}
         return json.dumps(kept, sort_keys=True)
 
     def plain_recipe(self, run: str, seed: int) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def make_plan(settings: Any, recipe: Path, space_file: Path, given: Mapping[str,
     if configs:
         build = settings.beside("cluster.build") if isinstance(settings, Part) else import_module("cluster.build")
         wrong += objectives.mistakes(configs[0], options.wanted, build.split_folder(configs[0], "val"))
-        plan, more = _timed(configs, space, options, tree)
+        plan, more = _planned(configs, space, options, tree)
         wrong += more
     if wrong or plan is None:
         told = list(dict.fromkeys(wrong))
@@ -175,40 +161,16 @@ def _require_levels(config: Any) -> None:
         hmkd.levels(tuple(2**level for level in config.student.levels))
 
 
-def _timed(
+def _planned(
     configs: list[Any], space: Space, options: SearchConfig, tree: Mapping[str, Any]
 ) -> tuple[Plan | None, list[str]]:
-    """The plan with its steps; and why trials could not be stopped early."""
+    """The plan of checked draws; and why its trials cannot be timed as asked."""
+    try:
+        trials = _trials(space, options)
+    except ConfigError as error:
+        return None, list(error.mistakes)
     base = configs[0]
-    steps, every = base.optim.steps, base.evaluation.every
-    gates = [m.start + m.ramp for config in configs for m in config.distill.values()]
-    gate = math.ceil(max(gates, default=0.0) * steps)
-    grace = gate if options.grace is None else math.ceil(options.grace * steps)
-    wrong = _about_population(configs, space, options) if options.searcher == "population" else []
-    rungs: tuple[int, ...] = ()
-    if options.stopping == "asha":
-        rungs = tuple(_rungs(grace, steps, every, options.keep)) if every else ()
-        if not every:
-            wrong.append("search.stopping: asha needs evaluations on the way; add evaluation.every=STEPS")
-        elif not rungs:
-            wrong.append(
-                f"search.stopping: asha finds no evaluation between step {grace} and the end at {steps} with "
-                f"evaluation.every={every}; lower it, or take search.stopping=none"
-            )
-        if grace < gate:
-            wrong.append(
-                f"search.grace: {grace} steps end before the last method's ramp does, at step {gate} of {steps}: "
-                "until then all students are alike, and stopping would be a lottery; take "
-                f"{math.ceil(1000 * gate / steps) / 1000:.3g} or more, or null"
-            )
-    if options.searcher == "grid" and not wrong:
-        try:
-            points = len(space.grid())
-        except ConfigError as error:
-            return None, list(error.mistakes)
-    else:
-        points = options.members * options.generations if options.searcher == "population" else FEW
-    trials = options.trials or points
+    timed, wrong = timing(configs, space, options, trials)
     plan = Plan(
         name=options.name or f"{base.name}_{space.name}",
         recipe=base.name,
@@ -216,70 +178,18 @@ def _timed(
         space=space,
         options=options,
         tree=tree,
-        trials=min(trials, points) if options.searcher in ("grid", "population") else trials,
-        steps=steps,
-        grace=grace,
-        rungs=rungs,
-        ends=_ends(steps, options) if options.searcher == "population" else (),
-        **_shared(configs, space, options, steps, min(trials, points) if options.searcher == "grid" else trials),
-    )  # fmt: skip
+        trials=trials,
+        timing=timed,
+    )
     return plan, wrong
 
 
-def _ends(steps: int, options: SearchConfig) -> tuple[int, ...]:
-    return tuple(round(steps * (i + 1) / options.generations) for i in range(options.generations))
-
-
-def _about_population(configs: list[Any], space: Space, options: SearchConfig) -> list[str]:
-    """Why settings cannot change while a student learns, or nobody would know who is worst."""
-    steps, every = configs[0].optim.steps, configs[0].evaluation.every
-    wrong = [
-        f"{key.name}: a population changes settings while students learn, and this one may decide what is built; "
-        f"it can change {', '.join(CHANGING)}, and of a method {', '.join(sorted(_late_of(configs)))}"
-        for key in space.keys
-        if key.name not in CHANGING and not _acts_late(key.name, configs)
-    ]
-    off = [end for end in _ends(steps, options)[:-1] if not every or end % every]
-    if off:
-        wrong.append(
-            f"evaluation.every: {every} gives no number at step {off[0]}, where a generation of the population ends; "
-            f"take a divisor of {steps // options.generations}"
-        )
-    if options.stopping != "none":
-        wrong.append("search.stopping: a population replaces its worst itself; take none")
-    return wrong
-
-
-def _late_of(configs: list[Any]) -> set[str]:
-    return {name for config in configs for method in config.distill.values() for name in method.late}
-
-
-def _shared(configs: list[Any], space: Space, options: SearchConfig, steps: int, trials: int) -> dict[str, Any]:
-    """`late` and `gate` of the plan, where a common warm-up spares more than it costs: some keys act after the gate
-    alone, and the others have few values."""
-    late = frozenset(key.name for key in space.keys if _acts_late(key.name, configs))
-    others = [key for key in space.keys if key.name not in late]
-    starts = {min((m.start for m in config.distill.values()), default=0.0) for config in configs}
-    few = all("choice" in key.words or "int" in key.words for key in others)
-    if options.warmup == "own" or options.searcher == "population" or not late or not few or len(starts) > 1:
-        return {}
-    gate = math.ceil(min(starts) * steps)
-    parts = math.prod(len(key.distribution.grid()) for key in others)
-    spared = gate * (trials - parts)
-    if options.warmup == "auto" and spared < START * parts:
-        return {}
-    return {"late": late, "gate": gate} if 0 < gate < steps else {}
-
-
-def _acts_late(key: str, configs: list[Any]) -> bool:
-    first, _, rest = key.partition(".")
-    method, _, name = rest.partition(".")
-    return first == "distill" and all(method in c.distill and name in c.distill[method].late for c in configs)
-
-
-def _rungs(grace: int, steps: int, every: int, keep: int) -> Iterator[int]:
-    """Evaluations at or after `grace`, each about `keep` times as late as the one before, before the end."""
-    rung = every * max(1, math.ceil(grace / every))
-    while rung < steps:
-        yield rung
-        rung = every * math.ceil(rung * keep / every)
+def _trials(space: Space, options: SearchConfig) -> int:
+    """How many are run: as many as there are points, or fewer where `trials` says so; ConfigError for no grid."""
+    if options.searcher == "grid":
+        points = len(space.grid())
+    elif options.searcher == "population":
+        points = options.members * options.generations
+    else:
+        return options.trials or FEW
+    return min(options.trials or points, points)

@@ -81,16 +81,16 @@ def _checked_alone(recipe: Path, space: Path, given: dict[str, Any]) -> Plan | N
 
 
 def _told(plan: Plan) -> str:
-    options = plan.options
-    lines = [f"{plan.name}: {plan.trials} trial(s) of {plan.steps} steps by {options.searcher}, kept in {plan.folder}"]
+    options, timing = plan.options, plan.timing
+    lines = [f"{plan.name}: {plan.trials} trial(s) of {timing.steps} steps by {options.searcher}, in {plan.folder}"]
     lines += [f"  {key.name}: {dict(key.words)}" for key in plan.space.keys]
     wanted = ", ".join(f"{one.name} ({one.goal})" for one in options.wanted)
     lines.append(f"for {wanted}; the best {options.best} on {options.seeds} seed(s) beside the plain student")
-    if plan.rungs:
-        lines.append(f"stopped early by {options.stopping} at steps {', '.join(map(str, plan.rungs))}")
-    if plan.gate:
-        early = ", ".join(key.name for key in plan.space.keys if key.name not in plan.late) or "settings"
-        lines.append(f"trials with the same {early} begin at step {plan.gate}, from one common warm-up")
+    if timing.rungs:
+        lines.append(f"stopped early by {options.stopping} at steps {', '.join(map(str, timing.rungs))}")
+    if timing.gate:
+        early = ", ".join(key.name for key in plan.space.keys if key.name not in timing.late) or "settings"
+        lines.append(f"trials with the same {early} begin at step {timing.gate}, from one common warm-up")
     return "\n".join(lines) + "\n"
 
 

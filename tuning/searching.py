@@ -153,7 +153,7 @@ def _searcher(plan: Plan) -> Searcher | Population:
             space=plan.space,
             objective=options.wanted[0],
             members=options.members,
-            ends=plan.ends,
+            ends=plan.timing.ends,
             seed=options.seed,
         )
     if options.searcher == "grid":
@@ -166,7 +166,7 @@ def _searcher(plan: Plan) -> Searcher | Population:
 def _stopping(plan: Plan) -> Stopping:
     if plan.options.stopping == "none":
         return Never()
-    return Asha(objective=plan.options.wanted[0], rungs=plan.rungs, keep=plan.options.keep)
+    return Asha(objective=plan.options.wanted[0], rungs=plan.timing.rungs, keep=plan.options.keep)
 
 
 def _begun(plan: Plan, clock: Any) -> TrialStore:
@@ -202,8 +202,8 @@ def _fixed(plan: Plan) -> Search:
         searcher=options.searcher,
         stopping=options.stopping,
         trials=plan.trials,
-        steps=plan.steps,
-        grace=plan.grace,
+        steps=plan.timing.steps,
+        grace=plan.timing.grace,
         seed=options.seed,
         settings=hashlib.sha256(json.dumps(lasting, sort_keys=True, default=str).encode()).hexdigest()[:16],
     )

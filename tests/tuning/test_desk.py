@@ -15,6 +15,7 @@ from tuning.options import SearchConfig
 from tuning.plan import Plan
 from tuning.searchers import Grid, Random
 from tuning.stopping import Asha, Never, Stopping
+from tuning.timing import Timing
 from tuning.trial_run import Curve, ended
 from tuning.trial_store import store_of
 from tuning.trials import Found, Objective, Point, Search, Trial
@@ -31,7 +32,7 @@ def plan(folder: Path, **options: Any) -> Plan:
     made = SearchConfig(**({"trials": 3, "best": 1, "seeds": 2} | options))
     return Plan(
         name="own", recipe="own", storage=str(folder), space=space, options=made, tree={"seed": 4},
-        trials=made.trials or 3, steps=STEPS, grace=0, rungs=(),
+        trials=made.trials or 3, timing=Timing(steps=STEPS, grace=0),
     )  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def gated(folder: Path, **options: Any) -> Plan:
     path = folder / "further.yaml"
     path.write_text("keys: {optim.lr: {choice: [0.1, 0.2]}, distill.mkd.weight: {choice: [0.0, 1.0, 2.0]}}")
     made = replace(plan(folder, **({"seeds": 1, "trials": 6} | options)), space=spaces.load(path, {})[0])
-    return replace(made, late=frozenset({"distill.mkd.weight"}), gate=100)
+    return replace(made, timing=replace(made.timing, late=frozenset({"distill.mkd.weight"}), gate=100))
 
 
 def rest(desk: Desk, trial: Trial) -> None:

@@ -17,7 +17,9 @@ LR, WEIGHT = "optim.lr", "distill.mkd.weight"
 def population(folder: Path) -> Plan:
     path = folder / "further.yaml"
     path.write_text(f"keys: {{{LR}: {{uniform: [0.1, 1.0]}}, {WEIGHT}: {{choice: [1.0, 2.0, 4.0]}}}}")
-    return replace(plan(folder, seeds=1), space=spaces.load(path, {})[0], trials=MEMBERS * len(ENDS), ends=ENDS)
+    made = plan(folder, seeds=1)
+    timed = replace(made.timing, ends=ENDS)
+    return replace(made, space=spaces.load(path, {})[0], trials=MEMBERS * len(ENDS), timing=timed)
 
 
 def desk(of: Plan) -> Desk:

@@ -146,7 +146,7 @@ ASHA = {"teachers.0.weights": "t", "search.stopping": "asha", "evaluation.every"
 def test_asha_begins_after_the_last_ramp() -> None:
     gate = {"distill.scalekd.start": 0.25, "distill.scalekd.ramp": 0.05}
     plan = planned("digits_scalekd", "scalekd", **ASHA, **gate)
-    assert (plan.steps, plan.grace, plan.rungs) == (200, 60, (60, 180))
+    assert (plan.timing.steps, plan.timing.grace, plan.timing.rungs) == (200, 60, (60, 180))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_asha_that_would_be_a_lottery_is_refused(more: dict[str, Any], told: str
 def test_the_latest_gate_that_is_searched_counts(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("keys: {distill.scalekd.start: {uniform: [0.0, 0.5]}}")
-    assert planned("digits_scalekd", path, **ASHA).grace == 100
+    assert planned("digits_scalekd", path, **ASHA).timing.grace == 100
 
 
 def test_an_objective_that_the_validation_set_cannot_give_is_refused(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_common_warmup_is_planned_where_keys_act_after_the_gate_alone(tmp_path
     path = tmp_path / "own.yaml"
     path.write_text(TWO_KEYS)
     plan = planned("digits_scalekd", path, **LATE)
-    assert (plan.gate, plan.late) == (60, {"distill.scalekd.alpha"})
+    assert (plan.timing.gate, plan.timing.late) == (60, {"distill.scalekd.alpha"})
     same = [{"distill.scalekd.alpha": a, "distill.scalekd.csa.heads": 2} for a in (0.1, 0.2)]
     assert plan.early(same[0]) == plan.early(same[1])
     assert plan.early(same[0]) != plan.early(same[0] | {"distill.scalekd.csa.heads": 4})
@@ -230,10 +230,10 @@ def test_a_common_warmup_is_planned_where_keys_act_after_the_gate_alone(tmp_path
 def test_no_common_warmup_where_it_would_spare_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(TWO_KEYS)
-    assert planned("digits_scalekd", path, **(LATE | more)).gate == 0
+    assert planned("digits_scalekd", path, **(LATE | more)).timing.gate == 0
 
 
 def test_a_common_warmup_that_costs_more_than_it_spares_must_be_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(TWO_KEYS)
-    assert planned("digits_scalekd", path, **(LATE | {"search.trials": 5, "search.warmup": "shared"})).gate == 60
+    assert planned("digits_scalekd", path, **(LATE | {"search.trials": 5, "search.warmup": "shared"})).timing.gate == 60
