@@ -80,7 +80,7 @@ def searched(options: argparse.Namespace, name: str, more: Mapping[str, Any]) ->
     finally:
         store = store_of(plan.folder)
         if store.exists():
-            facts = {"rungs": list(asha.rungs), "keep": asha.options.keep}
+            facts = {"rungs": list(asha.timing.rungs), "keep": asha.options.keep}
             keep(options.results, name, {**facts, "found": to_tree(anonymous(store.read()))})
 
 
