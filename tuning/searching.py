@@ -6,30 +6,22 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cluster import build
-from cluster.config import RunConfig, check, to_recipe, to_tree
-from cluster.driver import ray_started, require_resources, say, wants_gpu
-from cluster.gate import require_good_teachers
+from cluster.config import check, to_recipe, to_tree
+from cluster.driver import ray_started, say
 from cluster.grammar import ConfigError, overlay
-from cluster.packing import pack_splits
 from cluster.places import anchored
-from cluster.precompute.filling import fill_caches
 from cluster.recovery.claim import alone
 from cluster.tracking import RUN_FILE
 from data_sharding.files import write_atomically
-from kd.plugins import plugin
-from kd.teacher import all_reads
-from tuning import objectives
 from tuning.board import Board, shown, summary
 from tuning.conclusion import conclude
 from tuning.desk import Desk
-from tuning.fitting import require_fitting
 from tuning.plan import Plan
 from tuning.population import Population
+from tuning.preparing import configs_of, places, prepare, stores_of
 from tuning.record import Record
 from tuning.searchers import Grid, Random, Searcher, Tpe
 from tuning.stopping import Asha, Never, Stopping
@@ -37,9 +29,6 @@ from tuning.trial_store import TrialStore, store_of
 from tuning.trials import Found, Search, Trial
 
 BEST = "best.yaml"
-SHARED = ("data", "views", "teachers", "student")
-"""Sections that decide what is packed and cached."""
-MOST_CACHES = 64
 
 
 def search(plan: Plan) -> int:
@@ -47,9 +36,9 @@ def search(plan: Plan) -> int:
     plan = _anchored(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with alone(plan.folder), ray_started():
-        configs = _configs(plan)
-        _prepare(plan, configs)
-        at_once, gpu = _places(plan, configs[0])
+        configs = configs_of(plan)
+        prepare(plan, configs)
+        at_once, gpu = places(plan, configs[0])
         store = _begun(plan, "wall" if gpu else "processor")
         record = Record.opened(configs[0], plan, store)
         board = Board(plan, store.read())
@@ -61,7 +50,7 @@ def search(plan: Plan) -> int:
             at_once=at_once,
             changed=board.changed,
         )
-        stores = _stores(configs)
+        stores = stores_of(configs)
         record.running()
         try:
             from tuning.driving import drive
@@ -85,65 +74,6 @@ def _anchored(plan: Plan) -> Plan:
     config = anchored(check(overlay(plan.tree, plan.space.changes(plan.space.probes()[0])), "the recipe"))
     where: dict[str, Any] = {"storage": str(config.storage), "tracking.uri": config.tracking.uri}
     return replace(plan, storage=str(config.storage), tree=overlay(plan.tree, where))
-
-
-def _configs(plan: Plan) -> list[RunConfig]:
-    """Runs that together need every packed split and cache that any trial needs; the first is the parent's."""
-    draws = plan.space.grid() if plan.options.searcher == "grid" else plan.space.probes()
-    keys = [key for key in plan.space.keys if key.name.partition(".")[0] in SHARED and "choice" in key.words]
-    together = [
-        dict(zip((k.name for k in keys), v, strict=True)) for v in product(*(k.distribution.grid() for k in keys))
-    ]
-    if len(together) > MOST_CACHES:
-        raise ConfigError(f"{len(together)} combinations of data, views, teachers and students: each needs a cache")
-    draws = draws + [plan.space.applying({**draws[0], **some}) for some in together if some]
-    found: dict[str, RunConfig] = {}
-    for draw in draws:
-        config = anchored(check(plan.recipe_of(plan.name, 0, plan.space.changes(draw)), "draw"))
-        tree = to_tree(config)
-        methods = sorted((name, settings.reads_within) for name, settings in config.distill.items())
-        found.setdefault(json.dumps([[tree[section] for section in SHARED], methods], sort_keys=True), config)
-    return list(found.values())
-
-
-def _prepare(plan: Plan, configs: list[RunConfig]) -> None:
-    """Pack, measure teachers and fill caches once, for all trials."""
-    for config in {str(config.data): config for config in configs}.values():
-        pack_splits(config)
-        folder = build.split_folder(config, "val")
-        if lines := objectives.lacking(config, plan.options.wanted, objectives.records(folder)):
-            raise ConfigError("\n".join(lines))
-    require_fitting(plan, lambda config: build.open_val(config).dataset.categories)
-    stores = _stores(configs)
-    for config in configs:
-        if config.taught:
-            require_good_teachers(config)
-            fill_caches(check(overlay(to_tree(config), stores), "caches"), students=plan.trials)
-
-
-def _stores(configs: list[RunConfig]) -> dict[str, Any]:
-    """What the teachers' caches hold: all that any trial's methods read, so that one cache serves all trials."""
-    methods = {method for config in configs for method in config.distill}
-    reads = sorted(all_reads([plugin("kd.methods", method).Loss.reads for method in methods]))
-    teachers = max(len(config.teachers) for config in configs)
-    return {f"teachers.{number}.stores": reads for number in range(teachers)} if reads else {}
-
-
-def _places(plan: Plan, config: RunConfig) -> tuple[int, bool]:
-    """Trials that fit the cluster side by side, and whether they take GPUs."""
-    import ray
-
-    resources = config.resources
-    gpu = wants_gpu(resources.gpu, resources.least_workers)
-    require_resources(resources.least_workers, resources.threads, gpu)
-    total = ray.cluster_resources()
-    fit = int(total["CPU"]) // (resources.least_workers * resources.threads)
-    if gpu:
-        fit = min(fit, int(total["GPU"] / (resources.least_workers * resources.gpu_share)))
-    wanted = plan.options.at_once
-    if wanted is not None and wanted > fit:
-        say(f"search.at_once: {wanted} trials do not fit; {fit} run at a time")
-    return max(1, min(fit, wanted or fit)), gpu
 
 
 def _searcher(plan: Plan) -> Searcher | Population:
