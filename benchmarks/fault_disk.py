@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.fault_scene import SAVE_EVERY, STEPS, Scene
+from benchmarks.fault_scene import PATIENCE, SAVE_EVERY, STEPS, Scene
 
 SIZE = "64m"
 HELD = 3.0
@@ -20,9 +20,10 @@ class NotPermitted(RuntimeError):
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of `SIZE` at `folder` for the time inside; its files are copied below it at the end."""
-    folder.mkdir(parents=True)
+def small_disk(scene: Scene) -> Iterator[None]:
+    """A file system of `SIZE` at the run's folder for the time inside; its files are copied below it at the end."""
+    folder = scene.folder
+    folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)],
         capture_output=True,
@@ -35,18 +36,27 @@ def small_disk(folder: Path) -> Iterator[None]:
         yield
         subprocess.run(["cp", "-a", f"{folder}/.", str(folder.with_name(f"{folder.name}.kept"))], check=True)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        scene.close()
+        _unmount(folder)
     folder.rmdir()
     folder.with_name(f"{folder.name}.kept").rename(folder)
 
 
+def _unmount(folder: Path) -> None:
+    """Processes of the run may be ending yet."""
+    until = time.monotonic() + PATIENCE
+    while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
+        assert time.monotonic() < until, f"{folder} is in use"
+        time.sleep(0.2)
+
+
 def disk_full(scene: Scene) -> None:
     """The checkpoints' disk fills up before a checkpoint; a while later there is room again."""
-    with small_disk(scene.folder):
+    with small_disk(scene):
         scene.start()
         step = scene.random.choice(range(SAVE_EVERY, STEPS - SAVE_EVERY))
         scene.facts |= {"moment": "training", "step": step, "victim": "the run's disk"}
-        scene.wait(lambda: scene.stepped() >= step)
+        scene.wait(lambda: scene.stepped() >= step, every=0.02)
         filler = scene.folder / "filler"
         scene.strike(lambda: _fill(filler))
         scene.wait(lambda: "no room for" in scene.told())

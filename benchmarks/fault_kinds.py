@@ -7,11 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-from benchmarks.fault_scene import WORKERS, Scene
+from benchmarks.fault_scene import SAVE_EVERY, STEPS, WORKERS, Missed, Scene
 from cluster.recovery import whole
 
-HANG_AFTER = 20
-"""Seconds, for runs whose workers hang on purpose."""
+HANG_AFTER = 120
+"""Seconds, for runs whose workers hang on purpose: longer than a starved machine takes for anything."""
 
 
 def worker(scene: Scene) -> None:
@@ -50,7 +50,14 @@ def driver(scene: Scene) -> None:
 def half_written(scene: Scene) -> None:
     """SIGKILL of everything while a checkpoint is written, of which half a file is left; then the same command."""
     scene.start()
-    scene.await_moment(("saving",))
+    step = scene.random.choice(range(SAVE_EVERY - 1, STEPS - 1, SAVE_EVERY))
+    scene.facts |= {"moment": "saving", "step": step}
+    scene.wait(lambda: scene.does("saving", step), every=0.005)
+    # At once, or when the first byte of it is there.
+    early = scene.random.random() < 0.25
+    scene.wait(lambda: early or bool(_written(scene)) or not scene.does("saving", step), every=0.002)
+    if not scene.does("saving", step):
+        raise Missed("the checkpoint was whole sooner than anybody could look")
     scene.strike(scene.kill_group)
     scene.facts["victim"] = _halve(scene)
     scene.start()
@@ -73,10 +80,9 @@ def _kill(scene: Scene, rank: int) -> None:
 
 def _halve(scene: Scene) -> str:
     """Leave the checkpoint of the moment as a kill in its middle does, wherever the kill came; which file is cut."""
-    train = scene.folder / "train"
-    written = {path for path in train.glob("checkpoint_*") if whole.steps_of(path) in (scene.facts["step"] + 1, None)}
+    written = _written(scene)
     if not written:  # the kill came before its first byte
-        copy = train / f"checkpoint_{time.strftime('%Y-%m-%d_%H-%M-%S')}.000000"
+        copy = scene.folder / "train" / f"checkpoint_{time.strftime('%Y-%m-%d_%H-%M-%S')}.000000"
         copy.mkdir(parents=True)
         (copy / "engine_00000.pt").write_bytes(b"half")
         return "engine_00000.pt, alone"
@@ -85,6 +91,12 @@ def _halve(scene: Scene) -> str:
     cut = scene.random.choice(files) if files else newest / "engine_00000.pt"
     _cut(cut)
     return cut.name
+
+
+def _written(scene: Scene) -> set[Path]:
+    """The checkpoint of the moment, as far as it is there."""
+    steps = (scene.facts["step"] + 1, None)
+    return {path for path in (scene.folder / "train").glob("checkpoint_*") if whole.steps_of(path) in steps}
 
 
 def _cut(path: Path) -> None:

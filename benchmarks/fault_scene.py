@@ -7,23 +7,27 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
-from cluster.metric_log import MEASURED, STEPPED
-from cluster.recovery import incidents
+from cluster.metric_log import STEPPED
 from data_sharding.datasets import digits
 from kd import student
 from kd.backbones.mobilenetv2 import Config as MobileNet
 from kd.detectors import fcos
+
+if TYPE_CHECKING:
+    from benchmarks.fault_cluster import Standing
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAVE_EVERY, EVALUATE_EVERY, WORKERS = 16, 4, 6, 2
@@ -43,6 +47,10 @@ RECIPE = [
 ]  # fmt: skip
 
 
+class Missed(RuntimeError):
+    """The fault hit no step: such a draw counts as not run."""
+
+
 @dataclass
 class Scene:
     """A run in `storage`, and a source of chance that is its own."""
@@ -53,6 +61,10 @@ class Scene:
     settings: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     """Beside this process's own."""
+    prefix: tuple[str, ...] = ()
+    """Words before the command: where it is given."""
+    standing: "Standing | None" = None
+    """A cluster that outlasts the scene, for faults that need one."""
     driver: subprocess.Popen[bytes] | None = None
     struck: float = 0.0
     """When, in seconds since the epoch."""
@@ -61,6 +73,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
+        # Ray's own folder. Short: the sockets in it have names of at most 107 bytes.
+        self.sockets = tempfile.TemporaryDirectory(prefix="minnow", ignore_cleanup_errors=True)
 
     @property
     def folder(self) -> Path:
@@ -78,10 +92,11 @@ class Scene:
         """Give the command, or give it again."""
         teacher = teacher_of(self.storage)
         own = [f"name={self.name}", f"storage={self.storage}", f"teachers.0.weights={teacher}", *self.settings]
-        words = [sys.executable, "-m", "cluster.train", *_overlaid([*RECIPE, *own])]
+        words = [*self.prefix, sys.executable, "-m", "cluster.train", *_overlaid([*RECIPE, *own])]
         temporary = self.storage / "tmp"
         temporary.mkdir(exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)} | self.environment
+        places = {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary), "RAY_TMPDIR": self.sockets.name}
+        environment = os.environ | places | self.environment
         with self.log.open("ab") as out:
             self.driver = subprocess.Popen(
                 words, cwd=ROOT, stdout=out, stderr=out, env=environment, start_new_session=True
@@ -92,13 +107,17 @@ class Scene:
         assert self.driver is not None
         return self.driver.wait(timeout=PATIENCE)
 
-    def wait(self, happened: Callable[[], bool], *, ended: bool = False) -> None:
-        """Until something has happened. AssertionError where the run ends before (unless it may: `ended`)."""
+    def wait(self, happened: Callable[[], bool], *, ended: bool = False, every: float = 0.1) -> None:
+        """Until something has happened, looking `every` so many seconds. AssertionError where the run ends before
+        (unless it may: `ended`); Missed where it ends well and nothing has struck it yet."""
         until = time.monotonic() + PATIENCE
         while not happened():
-            assert ended or self.driver is None or self.driver.poll() is None, self.told()
+            over = self.driver is not None and self.driver.poll() is not None
+            if over and self.finished and not self.struck:
+                raise Missed("the run was over")
+            assert ended or not over, self.told()
             assert time.monotonic() < until, self.told()
-            time.sleep(0.005)
+            time.sleep(every)
 
     def told(self) -> str:
         """The command's output so far."""
@@ -115,33 +134,74 @@ class Scene:
         """Steps whose metrics are written."""
         return sum(STEPPED in row["m"] for row in rows_of(self.folder))
 
-    def await_moment(self, moments: tuple[str, ...] = ("training", "saving", "evaluating")) -> None:
-        """Wait for a moment that is drawn: what the workers do, at which step, and how far into it."""
+    def await_moment(
+        self, moments: tuple[str, ...] = ("training", "saving", "evaluating"), last: int = STEPS - 1
+    ) -> None:
+        """Wait for a moment that is drawn: what the workers do, at which step (training: before `last`), and how far
+        into it."""
         what = self.random.choice(moments)
         steps = {
-            "training": range(2, STEPS - 1),
+            "training": range(2, last),
             "saving": range(SAVE_EVERY - 1, STEPS - 1, SAVE_EVERY),
             "evaluating": range(EVALUATE_EVERY - 1, STEPS - 1, EVALUATE_EVERY),
         }[what]
         step, share = self.random.choice(steps), self.random.random()
         if what == "training":
-            self.wait(lambda: self.stepped() >= step)
+            self.wait(lambda: self.stepped() >= step, every=0.02)
         else:
-            self.wait(lambda: self.sign(0).get("doing") == what and self.sign(0).get("step") == step)
+            self.wait(lambda: self.does(what, step), every=0.005)
         time.sleep(share * (0.3 if what == "training" else 0.1))
         self.facts |= {"moment": what, "step": step}
 
+    def does(self, what: str, step: int) -> bool:
+        """Whether rank 0 does this now, at this step."""
+        sign = self.sign(0)
+        return (sign.get("doing"), sign.get("step")) == (what, step)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """All workers stand still inside: what is done there takes none of the run's time."""
+        workers = [self.sign(rank)["process"] for rank in range(WORKERS)]
+        for process in workers:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+
     def strike(self, act: Callable[[], None]) -> None:
         """Do it, and remember when."""
-        assert not self.finished
-        self.struck = time.time()
+        if self.finished:
+            raise Missed("the run was over")
+        # Recovery is as fast as the machine is free.
+        self.struck, self.facts["load"] = time.time(), round(os.getloadavg()[0], 1)
         act()
 
+    def close(self) -> None:
+        """Leave nothing of it running."""
+        if self.driver is not None and self.driver.poll() is None:
+            self.kill_group()
+
     def kill_group(self) -> None:
-        """SIGKILL of the command and all processes that it started."""
+        """SIGKILL of the command and all processes that it started, whatever group they are in."""
         assert self.driver is not None
+        family = psutil.Process(self.driver.pid).children(recursive=True)
         os.killpg(self.driver.pid, signal.SIGKILL)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.driver.wait()
+        while any(map(_lives, family)):
+            time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def teacher_of(storage: Path) -> Path:
@@ -162,47 +222,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def judge(scene: Scene, undisturbed: Path, database: Path) -> dict[str, Any]:
-    """What became of the run, compared with the one that nothing befell."""
-    mine, its = _numbers(scene.folder), _numbers(undisturbed)
-    stored = _in_mlflow(scene.folder, database)
-    sha256 = [json.loads((f / "student" / "student.json").read_text())["sha256"] for f in (scene.folder, undisturbed)]
-    noted = [row for row in incidents.read(scene.folder) if row["time"] >= scene.struck]
-    resumed = [row for row in noted if "step" in row]
-    lines = [line for line in scene.told().splitlines() if line.startswith(f"{scene.name}: ")]
-    return {
-        **scene.facts,
-        "recovery_s": round(resumed[0]["time"] - scene.struck, 1) if resumed else None,
-        "redone": resumed[0]["redone"] if resumed else 0,
-        "resumed": len(resumed),
-        "weights_equal": sha256[0] == sha256[1],
-        "metrics_lost": len(its.keys() - mine.keys()) + len(mine.keys() - stored.keys()),
-        "metrics_doubled": sum(count > 1 for count in stored.values()) + _doubled(scene.folder),
-        "metrics_changed": sum(
-            value != its.get(place) for place, value in mine.items() if not place[0].startswith(MEASURED)
-        ),
-        "line": lines[-1] if lines else "",
-        "log": lines,
-    }
-
-
-def _numbers(folder: Path) -> dict[tuple[str, int], float]:
-    return {(key, row["s"]): value for row in rows_of(folder) for key, value in row["m"].items()}
-
-
-def _doubled(folder: Path) -> int:
-    """Numbers that a run's own log holds more than once."""
-    return sum(len(row["m"]) for row in rows_of(folder)) - len(_numbers(folder))
-
-
-def _in_mlflow(folder: Path, database: Path) -> dict[tuple[str, int], int]:
-    """How often MLflow's database holds each of a run's metrics; not the machine's load."""
-    run = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
-    query = "select key, step, count(*) from metrics where run_uuid = ? and key not like 'system/%' group by key, step"
-    with sqlite3.connect(database) as connection:
-        return {(key, step): count for key, step, count in connection.execute(query, (run,))}
 
 
 def _overlaid(settings: list[str]) -> list[str]:

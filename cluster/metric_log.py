@@ -165,7 +165,8 @@ class MetricLog:
             while lines := self._next_lines():
                 self._ship([row for line in lines for row in _rows(line)])
                 self._shipped += sum(len(line) for line in lines)
-                _write_mark(self._mark, self._shipped)
+                with suppress(OSError):  # a full disk: shipping them again is harmless
+                    _write_mark(self._mark, self._shipped)
         except Exception as error:
             # Whatever the tracker throws, training goes on and the rows stay in the file.
             if self._failure is None:

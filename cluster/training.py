@@ -21,7 +21,7 @@ from cluster.precompute.filling import fill_caches
 from cluster.recovery import pulse, whole
 from cluster.recovery.claim import alone
 from cluster.recovery.delivery import deliver, delivered
-from cluster.recovery.incidents import Teller
+from cluster.recovery.incidents import Teller, note
 from cluster.terminal import progress
 from cluster.tracking import RunHandle, TrackerAway, open_run, remembered
 from cluster.worker import Job, work
@@ -40,11 +40,11 @@ def train(config: RunConfig, further_tags: Mapping[str, str] | None = None) -> d
     MLflow run."""
     config = anchored(config)
     folder = _claim(config)
-    with alone(folder):
-        return _train(config, folder, further_tags or {})
+    with alone(folder) as cut_off:
+        return _train(config, folder, further_tags or {}, cut_off)
 
 
-def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> dict[str, Any]:
+def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str], cut_off: str) -> dict[str, Any]:
     done = results.read(folder)
     if done is not None:
         say(f"{config.name} is finished already; its result is in {folder}")
@@ -74,11 +74,11 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
         handle = _open(config, {**tags, **further_tags})
         began = time.perf_counter()
         try:
-            result = _fit(config, folder, (handle.run_id, handle.uri))
+            result = _fit(config, folder, (handle.run_id, handle.uri), cut_off)
         except BaseException as error:
             # Ray turns SIGTERM, which `ray job stop` sends, into SystemExit; the job manager then waits for 3 s.
             handle.tell("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-            told = users_error(error)
+            told = _told(error)
             if told is not error:
                 raise told from None
             raise
@@ -95,6 +95,13 @@ def _train(config: RunConfig, folder: Path, further_tags: Mapping[str, str]) -> 
     pulse.forget(folder)
     deliver(folder, handle, say)
     return result
+
+
+def _told(error: BaseException) -> BaseException:
+    """An error in the user's words; the error itself where there are none for it."""
+    from cluster.recovery.lost_workers import head_lost
+
+    return head_lost(error) or users_error(error)
 
 
 def _open(config: RunConfig, tags: Mapping[str, str]) -> RunHandle:
@@ -138,7 +145,8 @@ def _claim(config: RunConfig) -> Path:
     return folder
 
 
-def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any]:
+def _fit(config: RunConfig, folder: Path, run: tuple[str, str], cut_off: str) -> dict[str, Any]:
+    """`cut_off`: who drove the run before and was killed."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
@@ -150,7 +158,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(1.5 * resources.hang_after + 30))
     if resources.least_workers < resources.most_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT)
-    whole.tidy(folder / results.TRAIN, resources.keep)
+    broken = whole.tidy(folder / results.TRAIN, resources.keep)
     gpu = wants_gpu(resources.gpu, resources.least_workers)
     trainer = TorchTrainer(
         work,
@@ -171,6 +179,10 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str]) -> dict[str, Any
         ),
     )
     teller = Teller(folder, config.name, say)
+    if cut_off:
+        note(folder, what=f"the command before ({cut_off}) was cut off")
+    for told in broken:
+        note(folder, what=f"a checkpoint is not whole and deleted ({told})")
     with (
         progress(f"train {config.name}") as report,
         closing(teller),  # after the thread that looks has ended

@@ -1,7 +1,6 @@
 """What every Ray Train worker does: build the run from its recipe, resume, step, evaluate, save, report."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from cluster.ranks.watching import Watch
 from cluster.recovery import incidents
 from cluster.recovery.growth import Nodes, Notice
 from cluster.recovery.keeper import Keeper
-from cluster.recovery.pulse import Pulse
+from cluster.recovery.pulse import Pulse, begin
 from cluster.repeatable import repeatable
 from cluster.scoring import Score, ground_truth, score
 from cluster.teaching import open_teachers, shared_out
@@ -206,7 +205,7 @@ class Worker:
 
     @contextmanager
     def _pulse(self) -> Iterator[Pulse]:
-        attempt = str(self.world.gather(uuid.uuid4().hex)[0])
+        attempt = begin(self.folder, self.world)
         pulse = Pulse(
             self.folder, self.world, attempt, self.config.resources.hang_after, passed=lambda: self.clock.passed
         )

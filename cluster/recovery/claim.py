@@ -17,8 +17,9 @@ PATIENCE = 30.0
 
 
 @contextmanager
-def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the run in `folder` for this process; the kernel lets go of it when the process dies, however it does.
+def alone(folder: Path, patience: float = PATIENCE) -> Iterator[str]:
+    """Hold the run in `folder` for this process; the kernel lets go of it when the process dies, however it does. Who
+    drove it before and was cut off (killed, or by an error that nobody foresaw); empty where nobody was.
 
     Raises ConfigError, naming the other's host and process, where another driver still holds it after `patience`
     seconds. On storage that several hosts share it needs a file system whose locks they share (NFS 4 has them).
@@ -38,10 +39,17 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
                 say(f"run {folder.name!r} is held by {holder}; waiting for up to {patience:.0f} s")
             told = True
             time.sleep(0.5)
+        file.seek(0)
+        cut_off = file.read().strip()
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield cut_off
+        except (ConfigError, KeyboardInterrupt, SystemExit):  # it says itself why it ends
+            file.truncate(0)
+            raise
+        file.truncate(0)
 
 
 def _taken(descriptor: int) -> bool:

@@ -5,25 +5,35 @@ A row with `what` waits for the one with `done`; both become one line. A row wit
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_sharding.world import World
 
 INCIDENTS = "incidents.jsonl"
+SPARE = "incidents.spare"
+"""Room on the disk that is kept for telling that there is none."""
+SPARE_BYTES = 1 << 16
 
 
 def note(folder: Path, **facts: object) -> None:
-    """Append a row. One write: rows of several processes do not mix. What the disk does not take is left out: nothing
-    may fail for want of a message."""
+    """Append a row. One write: rows of several processes do not mix. On a full disk the room that was set aside is
+    given up for it; what the disk does not take even then is left out: nothing may fail for want of a message."""
     line = (json.dumps({"time": time.time(), **facts}) + "\n").encode()
-    try:
-        with (folder / INCIDENTS).open("ab", buffering=0) as file:
-            file.write(line)
-    except OSError:
-        return
+    with suppress(OSError):
+        if not _appended(folder / INCIDENTS, line):
+            (folder / SPARE).unlink()
+            _appended(folder / INCIDENTS, line)
+
+
+def set_aside(folder: Path) -> None:
+    """Keep some room for rows, which a full disk would not take."""
+    with suppress(OSError), (folder / SPARE).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, SPARE_BYTES)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -47,10 +57,11 @@ def note_resumed(folder: Path, *, step: int, reached: int, total: int, world: Wo
 
 
 class Teller:
-    """Makes lines of the rows that are written after it was made."""
+    """Makes lines of the rows that are written after it was made, for which it keeps room until `close`."""
 
     def __init__(self, folder: Path, name: str, say: Callable[[str], None]) -> None:
         self._path, self._name, self._say = folder / INCIDENTS, name, say
+        set_aside(folder)
         self._position = self._path.stat().st_size if self._path.exists() else 0
         self._waiting: list[str] = []
 
@@ -71,6 +82,7 @@ class Teller:
         if self._waiting:
             self._tell("; ".join(self._waiting))
         self._waiting = []
+        self._path.with_name(SPARE).unlink(missing_ok=True)
 
     def _take(self, row: Mapping[str, Any]) -> None:
         if "now" in row:
@@ -83,6 +95,15 @@ class Teller:
 
     def _tell(self, text: str) -> None:
         self._say(f"{self._name}: {text}")
+
+
+def _appended(path: Path, line: bytes) -> bool:
+    """Whether the disk took all of it."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            return file.write(line) == len(line)
+    except OSError:
+        return False
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Ray Train's controller tells which workers were lost. Imported by the driver alone: it loads Ray Train."""
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
+from cluster.grammar import ConfigError
 from cluster.recovery.incidents import note
 
 LONGEST = 160
 """Characters of an error that are told."""
+AGAIN = 5.0
+"""Seconds within which the same is not told again: while Ray Train waits for a node to go it tells at every look."""
 SILENT = "WorkerHealthCheckTimeoutError"
 """The name of Ray Train's error of a worker that has not answered for long; its class is not public."""
 
@@ -21,10 +25,27 @@ class NoteLostWorkers(UserCallback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._told, self._last = "", -AGAIN
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """One row for all that failed at one time."""
-        note(self._folder, what=describe(worker_exceptions), ranks=sorted(worker_exceptions))
+        what, before = describe(worker_exceptions), self._last
+        self._last = time.monotonic()
+        if what != self._told or self._last - before >= AGAIN:
+            self._told = what
+            note(self._folder, what=what, ranks=sorted(worker_exceptions))
+
+
+def head_lost(error: BaseException) -> ConfigError | None:
+    """What to tell where the driver itself lost whom it waits for: Ray Train's controller, which is beside it, most
+    likely with the head. (Who loses a worker is the controller, which starts another.)"""
+    if not isinstance(error, RayActorError):
+        return None
+    told = " ".join(str(error).split())[:LONGEST]
+    return ConfigError(
+        f"the cluster's head is gone, or what led the run there ({told}); when it is back, the same command goes on "
+        "from the newest checkpoint"
+    )
 
 
 def describe(failures: Mapping[int, Exception]) -> str:
@@ -34,6 +55,9 @@ def describe(failures: Mapping[int, Exception]) -> str:
         return "; ".join(f"rank {rank} {how}" for rank, how in lost.items())
     rank, error = min(failures.items())
     text = " ".join(str(getattr(error, "_base_exc", None) or error).split())
+    if "gloo" in text and (peer := re.search(r"\[([0-9a-f.:]+)\]:\d+", text)):
+        # Ray has not heard of it yet: whoever lives is the first to notice.
+        return f"rank {rank} lost the connection to a rank on {peer[1]}"
     return f"rank {rank} failed: {text[:LONGEST]}"
 
 

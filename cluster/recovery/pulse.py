@@ -4,6 +4,9 @@ Every rank leaves a sign of life in the run's folder: a beat of a thread of its 
 is. In step with each other they all stand still when one does. Ranks 0 and 1 look at all of them; one that finds
 that nobody has moved for too long writes down who is behind and ends its own process, upon which Ray Train starts all
 workers again. Two look so that one may hang. (Were both gone, Ray's own check of its workers would notice.)
+
+A node that nobody reaches any more may live, and its worker hold the run's files: it sees that there was another start
+and ends itself.
 """
 
 import json
@@ -13,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +25,12 @@ from typing import Any
 import psutil
 
 from cluster.recovery.incidents import note
+from data_sharding.files import write_atomically
 from data_sharding.world import World
 
 FOLDER = "pulse"
+NEWEST = "newest"
+"""The file in it that names the last start."""
 LOOKS = 20
 """Beats within the patience."""
 SHORTEST, LONGEST = 0.2, 10.0
@@ -35,18 +42,29 @@ Sign = Mapping[str, Any]
 """What a rank leaves: its place, `beat`, `moved`, `step`, `doing`."""
 
 
+def begin(folder: Path, world: World) -> str:
+    """A word for this start of the run in `folder`, the same on all ranks, who call it together."""
+    word = uuid.uuid4().hex
+    if world.rank == 0:
+        with suppress(OSError):
+            (folder / FOLDER).mkdir(exist_ok=True)
+            write_atomically(folder / FOLDER / NEWEST, word.encode())
+    return str(world.gather(word)[0])
+
+
 class Pulse:
     """This rank's sign of life, beaten by a thread until `close`."""
 
     def __init__(
         self, folder: Path, world: World, attempt: str, patience: float, passed: Callable[[], int] = lambda: 0
     ) -> None:
-        """`attempt`: a word that the ranks of one start share. `passed`: a count that grows as the training thread
+        """`attempt`: the word of `begin`. `passed`: a count that grows as the training thread
         moves on. `patience`: seconds without a movement of anyone."""
         self._folder, self._world, self._attempt, self._passed = folder / FOLDER, world, attempt, passed
         self._run_folder, self._patience = folder, patience
         self._beat, self._further, self._step, self._doing = 0, 0, 0, "starting"
         self._lock, self._stop = threading.Lock(), threading.Event()
+        self._was_newest = False
         self._folder.mkdir(exist_ok=True)
         self._write()
         self._thread = threading.Thread(target=self._live, name="pulse", daemon=True)
@@ -83,13 +101,20 @@ class Pulse:
         watch = Watch(self._patience)
         while not self._stop.wait(every):
             self._beat += 1
-            self._write()
-            if self._world.rank < WATCHERS:
+            if self._left_behind():
+                note(
+                    self._run_folder, now=f"rank {self._world.rank} of an earlier start lived yet and has ended itself"
+                )
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not self._write():  # a full disk stops everybody's signs: they say nothing
+                watch = Watch(self._patience)
+            elif self._world.rank < WATCHERS:
                 told = watch.look(self._signs(), time.monotonic())
                 if told and (self._world.rank == 0 or 0 in told):
                     self._end(told)
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Whether the disk took it; the sign before stays where not."""
         sign = {
             "attempt": self._attempt,
             "host": socket.gethostname(),
@@ -104,8 +129,19 @@ class Pulse:
             with self._lock:
                 path.with_suffix(".new").write_text(json.dumps(sign))
                 path.with_suffix(".new").replace(path)
-        except OSError:  # a full disk is no reason to end; the sign before stays
-            return
+        except OSError:
+            return False
+        return True
+
+    def _left_behind(self) -> bool:
+        """Whether there was another start since this one. A file that was replaced may be seen late on another node:
+        this start must have been the newest before."""
+        try:
+            newest = (self._folder / NEWEST).read_text()
+        except OSError:
+            return False
+        self._was_newest = self._was_newest or newest == self._attempt
+        return self._was_newest and newest != self._attempt
 
     def _signs(self) -> dict[int, Sign]:
         """Every rank's newest sign of this start; empty of one that has left none."""

@@ -2,13 +2,13 @@
 than it can be continued from."""
 
 import os
+import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from cluster.grammar import ConfigError
-from cluster.recovery.incidents import note
+from cluster.recovery.incidents import note, set_aside
 from data_sharding.world import World
 
 MARGIN = 1 << 20
@@ -20,14 +20,11 @@ EVERY = 1.0
 def has_room(folder: Path, needed: int) -> bool:
     """Whether `needed` bytes can be written into `folder`: they are asked for and given back, as what a disk says is
     free may not be what a quota allows."""
-    path = folder / f".room.{uuid.uuid4().hex}"
     try:
-        with path.open("wb") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nothing is left of it after a kill
             os.posix_fallocate(file.fileno(), 0, max(1, needed))
     except OSError:
         return False
-    finally:
-        path.unlink(missing_ok=True)
     return True
 
 
@@ -58,6 +55,7 @@ def wait_for_room(
     if not enough:
         raise ConfigError(f"{_short(folder, needed, what)}; free some and give the same command again")
     if told and world.rank == 0:
+        set_aside(folder)
         note(folder, now=f"there is room for {what} again, after {time.monotonic() - began:.0f} s; nothing is lost")
 
 

@@ -61,19 +61,23 @@ def unsealed(train: Path) -> list[str]:
     return [f.name for f in _checkpoints(train) if f.name in listed and not any(f.glob("sealed_*.json"))]
 
 
-def tidy(train: Path, keep: int) -> None:
-    """Delete what nobody resumes from: checkpoints that are not whole and all but the newest `keep`. For the driver,
-    while no worker runs. Ray Train refuses to go on where its list is torn or names one that is gone: it begins a new
-    list then."""
-    kept = 0
+def tidy(train: Path, keep: int) -> list[str]:
+    """Delete what nobody resumes from: checkpoints that are not whole and all but the newest `keep`; what was wrong
+    with those that had more steps than the newest whole one. For the driver, while no worker runs. Ray Train refuses
+    to go on where its list is torn or names one that is gone: it begins a new list then."""
+    kept, wrong = 0, []
     for folder in reversed(_checkpoints(train)):
-        if kept < keep and not damage(folder):
+        told = damage(folder) if kept < keep else ""
+        if kept < keep and not told:
             kept += 1
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            wrong.append(f"{folder.name}: {told}")
     snapshot = train / SNAPSHOT
     if snapshot.exists() and not all((train / name).is_dir() for name in _listed(snapshot)):
         snapshot.unlink()
+    return wrong
 
 
 def _listed(snapshot: Path) -> Iterator[str]:

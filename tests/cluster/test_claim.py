@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,11 +38,12 @@ def test_a_second_driver_is_refused_with_the_firsts_place_and_let_in_when_that_i
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with alone(tmp_path, patience=0):
-        pass
+    with alone(tmp_path, patience=0) as cut_off:
+        assert cut_off.startswith(f"process {holder.pid} on ")
 
 
 def test_a_run_can_be_driven_again_and_again(tmp_path: Path) -> None:
     for _ in range(2):
-        with alone(tmp_path, patience=0):
-            pass
+        with suppress(KeyboardInterrupt), alone(tmp_path, patience=0) as cut_off:
+            assert cut_off == "", "who ended by itself was not cut off"
+            raise KeyboardInterrupt

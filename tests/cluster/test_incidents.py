@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster.recovery import incidents
 from cluster.recovery.incidents import Teller, note, note_resumed
 from data_sharding.world import World
@@ -34,6 +36,19 @@ def test_what_happened_waits_for_what_was_done(tmp_path: Path) -> None:
     teller.close()
     assert lines[2:] == ["run: rank 0 died"]
     assert [row.get("redone") for row in incidents.read(tmp_path) if "step" in row] == [3]
+
+
+def test_a_full_disk_gives_up_what_was_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    teller = Teller(tmp_path, "run", lines.append)
+    real = incidents._appended
+    assert (tmp_path / incidents.SPARE).stat().st_size == incidents.SPARE_BYTES
+    monkeypatch.setattr(incidents, "_appended", lambda *row: not (tmp_path / incidents.SPARE).exists() and real(*row))
+    note(tmp_path, now="no room")
+    incidents.set_aside(tmp_path)
+    teller.close()
+    assert lines == ["run: no room"]
+    assert [path.name for path in tmp_path.iterdir()] == [incidents.INCIDENTS], "nothing is kept from a run that ended"
 
 
 def test_a_line_that_a_full_disk_cut_is_passed_over(tmp_path: Path) -> None:

@@ -77,3 +77,43 @@ def test_a_process_that_stands_still_ends_itself_and_says_why(tmp_path: Path) ->
     assert row["what"].startswith("rank 0 hangs: it is behind, training at step 3, process")
     assert row["what"].endswith("no rank has moved for 0 s")
     assert json.loads((tmp_path / "pulse" / "00000.json").read_text())["attempt"] == "start"
+
+
+def test_where_the_disk_takes_no_signs_nobody_is_blamed(tmp_path: Path) -> None:
+    program = f"""
+        import shutil, time
+        from pathlib import Path
+        from cluster.recovery.pulse import Pulse
+        from data_sharding.world import World
+        pulse = Pulse(Path({str(tmp_path)!r}), World(), "start", 0.5)
+        shutil.rmtree({str(tmp_path / "pulse")!r})
+        while pulse._beat < 10:
+            time.sleep(0.05)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program)]
+    assert subprocess.run(words, cwd=Path(__file__).parents[2], timeout=120, check=False).returncode == 0
+
+
+def test_a_worker_of_an_earlier_start_ends_itself(tmp_path: Path) -> None:
+    """As one does on a node that nobody reaches any more."""
+    program = f"""
+        import threading, time
+        from pathlib import Path
+        from cluster.recovery.pulse import Pulse, begin
+        from data_sharding.world import World
+        folder = Path({str(tmp_path)!r})
+        pulse = Pulse(folder, World(), begin(folder, World()), 2.0)
+        while not pulse._was_newest:
+            pulse.moved()
+            time.sleep(0.05)
+        print(begin(folder, World()), flush=True)
+        while True:
+            pulse.moved()
+            time.sleep(0.05)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(words, cwd=Path(__file__).parents[2], timeout=120, check=False, capture_output=True)
+    assert ended.returncode == -9
+    assert len(ended.stdout.split()) == 1
+    (row,) = incidents.read(tmp_path)
+    assert row["now"] == "rank 0 of an earlier start lived yet and has ended itself"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster import metric_log
 from cluster.config import RunConfig, check, load, to_params
 from cluster.grammar import ConfigError, parse
 from cluster.metric_log import MetricLog, Row
@@ -168,6 +169,21 @@ def test_rows_wait_in_memory_while_the_disk_is_full(path: Path, monkeypatch: pyt
     monkeypatch.setattr(log, "_file", Full(log._file))
     log.log(3, {"loss": 3.0})
     assert not log.close(timeout=1), "a row is lost: its step must be done again"
+
+
+def test_a_disk_that_does_not_take_the_mark_is_not_a_tracker_that_is_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metric_log, "_write_mark", full)
+    tracker, told = Tracker(), list[str]()
+    log = MetricLog(path, tracker, every=0.01, tell=told.append)
+    log.log(1, {"loss": 1.0})
+    assert log.close()
+    assert told == []
+    assert tracker.numbers() == {("loss", 1): 1.0}
 
 
 def test_one_step_may_be_written_in_parts(path: Path) -> None:

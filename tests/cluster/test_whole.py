@@ -75,7 +75,8 @@ def test_tidying_leaves_the_newest_whole_ones(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_4" / "engine_00001.pt").unlink()
     (tmp_path / "checkpoint_5").mkdir()
     snapshot = listed(tmp_path, "2", "3")
-    whole.tidy(tmp_path, 2)
+    (told,) = [told for told in whole.tidy(tmp_path, 2) if "checkpoint_4" in told]
+    assert told.startswith("checkpoint_4: ")
     assert sorted(path.name for path in tmp_path.glob("checkpoint_*") if path.is_dir()) == [
         "checkpoint_2",
         "checkpoint_3",
@@ -100,7 +101,7 @@ def test_a_list_of_ray_trains_that_it_would_refuse_is_deleted(tmp_path: Path, co
     snapshot = listed(tmp_path, "1", "gone")
     if content is not None:
         snapshot.write_text(content)
-    whole.tidy(tmp_path, 2)
+    assert whole.tidy(tmp_path, 2) == []
     assert not snapshot.exists()
     assert whole.newest(tmp_path)[0] == tmp_path / "checkpoint_1"
 

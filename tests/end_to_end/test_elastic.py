@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_nodes import cluster
+from benchmarks.fault_cluster import cluster
 from benchmarks.fault_scene import SAVE_EVERY, Scene, rows_of
 from cluster.metric_log import STEPPED
 from cluster.recovery import incidents
@@ -40,7 +40,7 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_again(tmp_path: Path) -> Non
         worker = scene.sign(0)["process"]
         os.kill(worker, signal.SIGSTOP)
         assert scene.stepped() < STEPS - SAVE_EVERY, "too few steps to test anything"
-        nodes.start("new")
+        nodes.add()
         os.kill(worker, signal.SIGCONT)
         scene.wait(lambda: "a node has joined; the 1 worker(s) stop at step" in scene.told())
         assert scene.end() == 0, scene.told()
