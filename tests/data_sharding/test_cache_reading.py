@@ -7,11 +7,13 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from data_sharding.cache import reader
 from data_sharding.cache.batch import CHUNK
 from data_sharding.cache.buffers import BatchBuffers
 from data_sharding.cache.key import CacheKey
@@ -139,6 +141,23 @@ def test_several_threads_read_what_one_reads(
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(look, range(200)))
+    cache.close()
+
+
+@pytest.mark.parametrize("worth", [0, 2**40], ids=["prepared by a thread", "prepared by the reader"])
+@pytest.mark.parametrize("verify", ["always", "never"])
+def test_what_was_brought_is_what_is_read(
+    cache_folder: Path, key: CacheKey, views: ViewTable, verify: Any, worth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "WORTH_A_THREAD", worth)
+    cache, plain = (TeacherCache.open(cache_folder, key, verify=verify) for _ in range(2))
+    positions = one_canvas(views, 1)
+    halves = [positions[: len(positions) // 2], positions[len(positions) // 2 :]]
+    for _ in range(2):  # pages are there the second time
+        reads = [cache.bring(half, [1] * len(half)) for half in halves]
+        for half, read_brought in zip(halves, reads, strict=True):
+            found, expected = read_brought(), plain.read(half, [1] * len(half))
+            assert all(map(torch.equal, tensors(found.decode()), tensors(expected.decode())))
     cache.close()
 
 

@@ -374,20 +374,20 @@ def test_steps_with_a_wrong_cache_differ(filled: Callable[[str], Taught]) -> Non
     """The comparison of whole steps notices a single map that is flipped."""
     taught = filled("2x shift")
     right, _, _ = trained(taught, cached=True, accumulate=1)
-    real = taught.cache.read
 
     class Wrong:
         key = taught.cache.key
         staging = None
-        bring = staticmethod(taught.cache.bring)
         require_same_pixels = staticmethod(taught.cache.require_same_pixels)
 
-        def read(self, *args: Any, **settings: Any) -> StoredTaps:
-            taps = real(*args, **settings)
-            first = taps.pyramid[0]
-            levels = [x.flip(3).permute(0, 2, 3, 1).flatten(1, 2) for x in first.maps()]
-            flipped = replace(first, values=torch.cat(levels, 1).flatten(0, 1))
-            return StoredTaps(taps.c5, (flipped, *taps.pyramid[1:]))
+        def bring(self, *args: Any, **settings: Any) -> Callable[[], StoredTaps]:
+            read = taught.cache.bring(*args, **settings)
+            return lambda: flipped(read())
+
+    def flipped(taps: StoredTaps) -> StoredTaps:
+        first = taps.pyramid[0]
+        levels = [x.flip(3).permute(0, 2, 3, 1).flatten(1, 2) for x in first.maps()]
+        return StoredTaps(taps.c5, (replace(first, values=torch.cat(levels, 1).flatten(0, 1)), *taps.pyramid[1:]))
 
     wrong, _, _ = trained(replace(taught, cache=cast("Any", Wrong())), cached=True, accumulate=1)
     assert right[0].losses != wrong[0].losses
