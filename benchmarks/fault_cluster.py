@@ -39,7 +39,7 @@ class Nodes:
         # Short: the sockets in it have names of at most 107 bytes.
         home = self._home = Path(tempfile.mkdtemp(prefix="minnow"))
         (home / "token").write_text(secrets.token_hex(32))
-        self.ports = _free_ports(3)
+        self.ports = free_ports(3)
         self.host = LOOPBACK if wires is None else wires.hub
         self.address = f"{self.host}:{self.ports[0]}"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -187,7 +187,8 @@ def cluster(
         stands.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind((LOOPBACK, 0))

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -179,10 +179,7 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str], cut_off: str) ->
         ),
     )
     teller = Teller(folder, config.name, say)
-    if cut_off:
-        note(folder, what=f"the command before ({cut_off}) was cut off")
-    for told in broken:
-        note(folder, what=f"a checkpoint is not whole and deleted ({told})")
+    _note_found(folder, cut_off, broken)
     with (
         progress(f"train {config.name}") as report,
         closing(teller),  # after the thread that looks has ended
@@ -197,3 +194,11 @@ def _fit(config: RunConfig, folder: Path, run: tuple[str, str], cut_off: str) ->
         left, _ = whole.newest(folder / results.TRAIN)
         return {**value, results.CHECKPOINT: str(left)}
     return dict(value)
+
+
+def _note_found(folder: Path, cut_off: str, broken: Sequence[str]) -> None:
+    """What the command before left behind: that it was killed, and checkpoints that it did not finish."""
+    if cut_off:
+        note(folder, what=f"the command before ({cut_off}) was cut off")
+    for told in broken:
+        note(folder, what=f"a checkpoint is not whole and deleted ({told})")

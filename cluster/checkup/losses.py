@@ -51,7 +51,7 @@ def _sight(bench: Bench, teacher: str) -> Finding:
     told = ", ".join(f"{name} {value:.2g}" for name, value in ((n, 100 * s) for n, s in shares.items()))
     blind = [name for name, value in shares.items() if value < APART]
     change = (
-        f"{' and '.join(blind)} of this teacher hardly differ(s) from image to image, so what reads only that teaches "
+        f"{' and '.join(blind)} of this teacher: nearly the same for every image, so what reads nothing else teaches "
         "nothing of an image; train the teacher with a smaller optim.backbone_lr, or take another tap (scalekd: sdf.on)"
     )
     return Finding(

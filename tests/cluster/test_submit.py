@@ -14,10 +14,10 @@ from zipfile import ZipFile
 
 import pytest
 
+from benchmarks.fault_cluster import free_ports
 from cluster import submitting
 from cluster.grammar import ConfigError
 from cluster.submitting import SECRETS, STOPPED, Submission, follow, readable, submit
-from tests.end_to_end.head import free_ports
 
 
 class Status(Enum):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.fault_cluster import free_ports
 from tests.end_to_end.commands import ROOT
 
 LOOPBACK = "127.0.0.1"
@@ -106,17 +107,6 @@ def started_head(token_file: Path, cpus: int = 2) -> Iterator[Head]:
     finally:
         _end(process)
         shutil.rmtree(home, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind((LOOPBACK, 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _answers(port: int) -> bool:
